@@ -1,0 +1,71 @@
+"""Postgres: connections with the session settings of a long-running service, and SQLAlchemy Core compiled to SQL.
+
+Core describes tables and builds statements; `sql` compiles a statement once, at import, and psycopg runs it. So building
+costs nothing on the hot path and psycopg's own features (pipeline, notices, COPY, binary results) stay in reach.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import AsyncConnection, conninfo
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+from sqlalchemy.dialects.postgresql import psycopg as dialect
+from sqlalchemy.sql import ClauseElement
+
+Connection = AsyncConnection[TupleRow]
+Pool = AsyncConnectionPool[Connection]
+
+# libpq notices a peer that is gone within about 10 s, also while it waits for an answer.
+KEEPALIVE = {
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+    "connect_timeout": 5,
+}
+
+_DIALECT = dialect.dialect()  # type: ignore[no-untyped-call]
+
+
+def sql(statement: ClauseElement) -> str:
+    """The text of a Core statement with psycopg's named placeholders. Bind values at execution, by name."""
+    compiled = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
+    unbound = {name: value for name, value in compiled.params.items() if value is not None}
+    if unbound:
+        raise ValueError(f"a compiled statement takes its values at execution, these were given before: {sorted(unbound)}")
+    return str(compiled)
+
+
+def _conninfo(url: str, application: str, session: dict[str, str | int]) -> str:
+    options = " ".join(f"-c {name}={value}" for name, value in session.items())
+    return conninfo.make_conninfo(url, application_name=application, options=options, **KEEPALIVE)
+
+
+async def connect(url: str, application: str, **session: str | int) -> Connection:
+    """A connection of one's own in autocommit mode; `session` are server settings of this connection."""
+    connection = await AsyncConnection.connect(_conninfo(url, application, session), autocommit=True)
+    # Two databases behind a pooler in transaction mode would refuse prepared statements; ours are direct.
+    connection.prepare_threshold = 1
+    return connection
+
+
+def pool(url: str, application: str, *, size: int, **session: str | int) -> Pool:
+    """A pool of at most `size` autocommit connections, not opened yet: `async with pool`."""
+
+    async def configure(connection: Connection) -> None:
+        connection.prepare_threshold = 1
+
+    kwargs: dict[str, Any] = {"autocommit": True}
+    return AsyncConnectionPool(
+        _conninfo(url, application, session),
+        min_size=1,
+        max_size=size,
+        timeout=5.0,
+        kwargs=kwargs,
+        configure=configure,
+        name=application,
+        open=False,
+    )

@@ -1,0 +1,259 @@
+"""gRPC servers: one place for errors, options, health, reflection and the order of a clean shutdown.
+
+At SIGTERM: health turns NOT_SERVING, the service drains its streams, the server stops within its grace, background loops
+are joined. If a background loop dies the same happens, with exit code 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Protocol, cast
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from servicekit import logs
+from servicekit.errors import DOMAIN, InvalidArgumentError, ServiceError
+from servicekit.tasks import Background
+
+log = logs.get(__name__)
+
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
+
+OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.so_reuseport", 0),  # a second process on the port must fail, not share it
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # Clients may ping every 30 s on idle streams (the default refuses pings under 5 min).
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+def _packed(detail: Any) -> any_pb2.Any:
+    box = any_pb2.Any()
+    box.Pack(detail)
+    return box
+
+
+def status_of(error: ServiceError) -> status_pb2.Status:
+    """The google.rpc.Status of an error, with its details."""
+    details = [_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))]
+    if error.violations:
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.description)
+            for violation in error.violations
+        ]
+        details.append(_packed(error_details_pb2.BadRequest(field_violations=violations)))
+    if error.retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after * 1e9))
+        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    return status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message, details=details)
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ServiceError) -> None:
+    status = rpc_status.to_status(status_of(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+async def _abort_internal(context: grpc.aio.ServicerContext[Any, Any], method: str) -> None:
+    log.exception("unexpected error in a call", method=method)
+    await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log says more")
+
+
+def _guard_unary(method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await behaviour(request, context)
+        except ServiceError as error:
+            await _abort(context, error)
+        except (grpc.aio.AbortError, grpc.aio.BaseError):
+            raise
+        except Exception:
+            await _abort_internal(context, method)
+
+    return guarded
+
+
+def _guard_stream(method: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    # grpc.aio dispatches by isasyncgenfunction, so the guard is an async generator function itself.
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            async for message in behaviour(request, context):
+                yield message
+        except ServiceError as error:
+            await _abort(context, error)
+        except (grpc.aio.AbortError, grpc.aio.BaseError):
+            raise
+        except Exception:
+            await _abort_internal(context, method)
+
+    return guarded
+
+
+class _GuardedServer:
+    """Stands for the server while a generated `add_..._to_server` registers: wraps each method in the error guard.
+
+    The guard sits on the handler and not in an interceptor, for an interceptor costs each call another coroutine.
+    """
+
+    def __init__(self, server: grpc.aio.Server, raw_responses: Sequence[str]) -> None:
+        self._server = server
+        self._raw = frozenset(raw_responses)
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler[Any, Any]]) -> None:
+        """Superseded by `add_registered_method_handlers`, which generated code calls right after."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for name, handler in handlers.items():
+            serializer = None if name in self._raw else handler.response_serializer
+            if handler.unary_unary is not None:
+                wrapped[name] = grpc.unary_unary_rpc_method_handler(
+                    cast("Any", _guard_unary(name, handler.unary_unary)), handler.request_deserializer, serializer
+                )
+            elif handler.unary_stream is not None:
+                wrapped[name] = grpc.unary_stream_rpc_method_handler(
+                    cast("Any", _guard_stream(name, handler.unary_stream)), handler.request_deserializer, serializer
+                )
+            else:
+                raise NotImplementedError(f"{service}/{name}: no guard for client streaming")
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
+
+
+class _AddServicer(Protocol):
+    def __call__(self, servicer: Any, server: Any) -> None: ...
+
+
+def add(server: grpc.aio.Server, add_servicer: _AddServicer, servicer: Any, *, raw_responses: Sequence[str] = ()) -> None:
+    """Registers a servicer with the error guard. Methods in `raw_responses` yield bytes that are sent as they are."""
+    add_servicer(servicer, _GuardedServer(server, raw_responses))
+
+
+def deadline_checked(value: float, field: str, low: float, high: float) -> float:
+    """Returns `value` if it is within [low, high], else raises INVALID_ARGUMENT naming the field."""
+    from servicekit.errors import Violation, invalid
+
+    if not low <= value <= high:
+        raise invalid(Violation(field, f"must be between {low:g} and {high:g}"))
+    return value
+
+
+class Health:
+    """grpc.health.v1 with the names `""`, `liveness`, `readiness`, `startup` and the service's own.
+
+    `liveness` and `startup` serve as soon as the process answers; the others follow `set_ready`.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._ready: bool | None = None
+        self._closed = False
+        self.servicer = HealthServicer()
+
+    async def start(self) -> None:
+        """Alive and started, not ready yet."""
+        serving = health_pb2.HealthCheckResponse.SERVING
+        await self.servicer.set("liveness", serving)
+        await self.servicer.set("startup", serving)
+        await self.set_ready(False)
+
+    async def set_ready(self, ready: bool) -> None:
+        """Tells whether callers should be sent here. After `close` it stays false."""
+        ready = ready and not self._closed
+        if ready == self._ready:
+            return
+        self._ready = ready
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", "readiness", self._service):
+            await self.servicer.set(name, status)
+        log.info("readiness changed", ready=ready)
+
+    async def close(self) -> None:
+        """NOT_SERVING for good."""
+        self._closed = True
+        await self.set_ready(False)
+
+    async def follow(self, check: Callable[[], Awaitable[bool]], interval: float = 2.0) -> None:
+        """A background loop: readiness follows `check`, which is bounded in time and may raise."""
+        while True:
+            try:
+                async with asyncio.timeout(interval):
+                    ready = await check()
+            except Exception as error:
+                log.warning("not ready", reason=f"{type(error).__name__}: {error}")
+                ready = False
+            await self.set_ready(ready)
+            await asyncio.sleep(interval)
+
+
+def server(health: Health, *services: str) -> grpc.aio.Server:
+    """A server with health and reflection; not started."""
+    made = grpc.aio.server(options=OPTIONS)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, made)
+    reflection.enable_server_reflection([*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+                                         reflection.SERVICE_NAME], made)
+    return made
+
+
+async def serve(
+    made: grpc.aio.Server,
+    address: str,
+    health: Health,
+    background: Background,
+    *,
+    drain: Callable[[], Awaitable[None]],
+    grace: float,
+) -> int:
+    """Serves until SIGTERM, SIGINT or the death of a background loop. Returns the exit code.
+
+    `drain` asks the service's streams to end and returns when they have, or gives up by itself. `grace` (seconds) is what
+    running calls get after that.
+    """
+    try:
+        port = made.add_insecure_port(address)
+    except RuntimeError:
+        log.error("address is taken or not allowed", address=address)
+        return 1
+    await made.start()
+    await health.start()
+    log.info("serving", address=f"{address.rpartition(':')[0]}:{port}")
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    waits = [asyncio.create_task(stop.wait()), asyncio.create_task(background.failed.wait())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+    log.info("stopping", reason=f"{background.failure} died" if background.failure else "signal")
+    try:
+        async with asyncio.timeout(1.0):  # a stuck Health.Watch must not hold up the rest
+            await health.close()
+    except TimeoutError:
+        log.warning("health watchers did not take the news in time")
+    await drain()
+    await made.stop(grace)
+    await background.stop()
+    log.info("stopped")
+    return 1 if background.failure else 0
+
+
+def page_size(asked: int, default: int = 50, limit: int = 1000) -> int:
+    """The size of a page as AIP-158 has it: 0 is the default, more than the limit is the limit."""
+    if asked < 0:
+        raise InvalidArgumentError("page_size: must not be negative", reason="INVALID_FIELD")
+    return min(asked or default, limit)

@@ -1,0 +1,114 @@
+"""The tables of the users database, as this release needs them. Migrations bring a database here; `alembic check` compares."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+
+SCHEMA_REVISION = "0003"
+
+NAMING = {
+    "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    "uq": "%(table_name)s_%(column_0_N_name)s_key",
+    "ck": "%(table_name)s_%(constraint_name)s_check",
+    "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+    "pk": "%(table_name)s_pkey",
+}
+
+metadata = MetaData(naming_convention=NAMING)
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("username", Text, nullable=False),
+    Column("email", Text, nullable=False),
+    # What uniqueness of an address is judged by; made by one function, `validation.email_key`.
+    Column("email_key", Text, nullable=False),
+    Column("display_name", Text, nullable=False, server_default=text("''")),
+    Column("locale", Text, nullable=False, server_default=text("''")),
+    Column("time_zone", Text, nullable=False, server_default=text("''")),
+    Column("labels", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("version", BigInteger, nullable=False, server_default=text("1")),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("update_time", DateTime(timezone=True), nullable=False),
+    Column("delete_time", DateTime(timezone=True)),
+    Column("purge_time", DateTime(timezone=True)),
+)
+living = users.c.delete_time.is_(None)
+# text_pattern_ops serves both equality and the prefix filters of ListUsers, in any collation.
+Index(
+    "users_username_living_key",
+    users.c.username,
+    unique=True,
+    postgresql_where=living,
+    postgresql_ops={"username": "text_pattern_ops"},
+)
+Index(
+    "users_email_key_living_key",
+    users.c.email_key,
+    unique=True,
+    postgresql_where=living,
+    postgresql_ops={"email_key": "text_pattern_ops"},
+)
+Index("users_purge_time_idx", users.c.purge_time, postgresql_where=users.c.purge_time.is_not(None))
+
+# One row. Whoever holds its lock may write; its position is that of the newest event.
+feed = Table(
+    "feed",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False, server_default=text("1")),
+    Column("log_id", UUID(as_uuid=True), nullable=False),
+    Column("earliest_position", BigInteger, nullable=False, server_default=text("1")),
+    Column("head_position", BigInteger, nullable=False, server_default=text("0")),
+    Column("head_time", DateTime(timezone=True), nullable=False),
+    CheckConstraint("id = 1", name="single"),
+)
+
+user_events = Table(
+    "user_events",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("event_id", UUID(as_uuid=True), nullable=False),
+    Column("user_id", UUID(as_uuid=True), nullable=False),
+    # CRC-32 of the 16 bytes of user_id: what shards are cut by.
+    Column("shard_hash", BigInteger, nullable=False),
+    # UserEvent.Type
+    Column("type", SmallInteger, nullable=False),
+    # Bit n: field number n of User changed.
+    Column("changed_fields", Integer, nullable=False),
+    # Whether a token may stand after this event: false inside an atomic group.
+    Column("group_end", Boolean, nullable=False),
+    Column("commit_time", DateTime(timezone=True), nullable=False),
+    # The finished element of WatchUsersResponse.events: tag, length, UserEvent without `previous`.
+    Column("element", LargeBinary, nullable=False),
+    # The User before the change, serialized; NULL for CREATED.
+    Column("previous", LargeBinary),
+)
+
+# What was answered to a request_id, so that a retry gets the same.
+answers = Table(
+    "answers",
+    metadata,
+    Column("caller", Text, primary_key=True),
+    Column("method", Text, primary_key=True),
+    Column("request_id", UUID(as_uuid=True), primary_key=True),
+    Column("body_hash", LargeBinary, nullable=False),
+    Column("response", LargeBinary, nullable=False),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+)
+Index("answers_create_time_idx", answers.c.create_time)

@@ -33,9 +33,9 @@ _DIALECT = dialect.dialect()  # type: ignore[no-untyped-call]
 def sql(statement: ClauseElement) -> str:
     """The text of a Core statement with psycopg's named placeholders. Bind values at execution, by name."""
     compiled = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
-    unbound = {name: value for name, value in compiled.params.items() if value is not None}
-    if unbound:
-        raise ValueError(f"a compiled statement takes its values at execution, these were given before: {sorted(unbound)}")
+    literals = [name for name, value in compiled.params.items() if value is not None]
+    if literals:
+        raise ValueError(f"values are bound at execution, but the statement has literals: {sorted(literals)}")
     return str(compiled)
 
 

@@ -58,4 +58,4 @@ def configure(settings: LogSettings, service: str) -> None:
 
 def get(name: str) -> FilteringBoundLogger:
     """A logger; `name` says which module speaks."""
-    return cast("FilteringBoundLogger", structlog.get_logger(logger=name))
+    return cast("FilteringBoundLogger", structlog.get_logger(module=name))

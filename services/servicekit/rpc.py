@@ -141,15 +141,6 @@ def add(server: grpc.aio.Server, add_servicer: _AddServicer, servicer: Any, *, r
     add_servicer(servicer, _GuardedServer(server, raw_responses))
 
 
-def deadline_checked(value: float, field: str, low: float, high: float) -> float:
-    """Returns `value` if it is within [low, high], else raises INVALID_ARGUMENT naming the field."""
-    from servicekit.errors import Violation, invalid
-
-    if not low <= value <= high:
-        raise invalid(Violation(field, f"must be between {low:g} and {high:g}"))
-    return value
-
-
 class Health:
     """grpc.health.v1 with the names `""`, `liveness`, `readiness`, `startup` and the service's own.
 
@@ -195,7 +186,8 @@ class Health:
                 log.warning("not ready", reason=f"{type(error).__name__}: {error}")
                 ready = False
             await self.set_ready(ready)
-            await asyncio.sleep(interval)
+            # Until the first success look again soon: whoever starts the process waits for it.
+            await asyncio.sleep(interval if ready else 0.2)
 
 
 def server(health: Health, *services: str) -> grpc.aio.Server:
@@ -213,13 +205,16 @@ async def serve(
     health: Health,
     background: Background,
     *,
+    is_ready: Callable[[], Awaitable[bool]],
     drain: Callable[[], Awaitable[None]],
     grace: float,
+    finish: Callable[[], Awaitable[None]] | None = None,
 ) -> int:
     """Serves until SIGTERM, SIGINT or the death of a background loop. Returns the exit code.
 
-    `drain` asks the service's streams to end and returns when they have, or gives up by itself. `grace` (seconds) is what
-    running calls get after that.
+    Readiness follows `is_ready`. `drain` asks the service's streams to end and returns when they have, or gives up by itself.
+    `grace` (seconds) is what running calls get after that. `finish` ends what calls have left behind, before the background
+    loops are stopped.
     """
     try:
         port = made.add_insecure_port(address)
@@ -228,6 +223,7 @@ async def serve(
         return 1
     await made.start()
     await health.start()
+    background.start(health.follow(is_ready), "readiness")
     log.info("serving", address=f"{address.rpartition(':')[0]}:{port}")
 
     stop = asyncio.Event()
@@ -247,6 +243,8 @@ async def serve(
         log.warning("health watchers did not take the news in time")
     await drain()
     await made.stop(grace)
+    if finish is not None:
+        await finish()
     await background.stop()
     log.info("stopped")
     return 1 if background.failure else 0

@@ -1,0 +1,35 @@
+"""`python -m devstack run | mail-catcher`."""
+
+from __future__ import annotations
+
+import sys
+
+from servicekit.settings import LogSettings, load_or_exit, parser
+
+from devstack.settings import DevstackSettings
+
+
+def main() -> int:
+    """Reads the settings and runs one command. Returns the exit code: 0 stopped, 1 a part failed, 2 wrong settings."""
+    arguments = parser("python -m devstack", __doc__ or "", DevstackSettings, LogSettings)
+    arguments.add_argument(
+        "command",
+        choices=("run", "mail-catcher"),
+        help="run: the whole system in the foreground; mail-catcher: only the SMTP server that keeps every message",
+    )
+    command = arguments.parse_args().command
+    settings = load_or_exit(DevstackSettings)
+    if command == "run":
+        from devstack.console import Console
+        from devstack.system import run
+
+        return run(settings, Console())
+    from devstack.mailcatcher import main as catch_mail
+    from servicekit import logs
+
+    logs.configure(load_or_exit(LogSettings), "mail-catcher")
+    return catch_mail(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""The table of parts: what runs, with which settings, where, and how it is asked whether it is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from devstack import postgres
+from devstack.console import Console
+from devstack.settings import DevstackSettings
+from devstack.supervisor import ChildProcess, Part, PartFailedError, Running, outcome
+from servicekit.settings import variable
+
+_ASK_TIMEOUT = 2.0
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+USERS = "user-service"
+NOTIFICATIONS = "notification-service"
+MAIL = "mail-catcher"
+POSTGRES = "postgres"
+MIGRATIONS = "migrations"
+
+# Database and role have the same name.
+USERS_DATABASE = "tidings_users"
+NOTIFICATIONS_DATABASE = "tidings_notifications"
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port that a part listens on, and the setting to change it by."""
+
+    part: str
+    number: int
+    setting: str
+
+
+def ports(settings: DevstackSettings) -> tuple[Port, ...]:
+    """Every port of the system."""
+    table = {USERS: "users_port", NOTIFICATIONS: "notifications_port", MAIL: "smtp_port"}
+    return tuple(
+        Port(part, getattr(settings, field), variable(DevstackSettings, field)) for part, field in table.items()
+    )
+
+
+def listen_address(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reach(host: str) -> str:
+    """The address at which a listener on `host` is reached from this machine."""
+    return _WILDCARDS.get(host, host)
+
+
+async def _ask_health(address: str) -> str | None:
+    # Imported late: most of the start-up time of this process, and spent while Postgres starts.
+    import grpc.aio
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        try:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(service="readiness"), timeout=_ASK_TIMEOUT
+            )
+        except grpc.aio.AioRpcError as error:
+            return f"{error.code().name}: {error.details()}"
+    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+        return None
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+async def _ask_smtp(host: str, port: int) -> str | None:
+    try:
+        async with asyncio.timeout(_ASK_TIMEOUT):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                greeting = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError) as error:
+        return str(error) or "no answer"
+    return None if greeting.startswith(b"220") else f"greets with {greeting!r}"
+
+
+async def _is_ready() -> str | None:
+    return None
+
+
+def postgres_part(settings: DevstackSettings, console: Console, started: Callable[[postgres.Postgres], None]) -> Part:
+    """Postgres; `started` is told of each server that was started or adopted."""
+
+    async def start() -> Running:
+        server = await postgres.start(settings.data_dir / "postgres")
+        if server.adopted:
+            console.say(f"{POSTGRES} was left over from a killed run and is adopted (pid {server.pid})")
+        started(server)
+        return server
+
+    # `start` returns when the server answers.
+    return Part(POSTGRES, start, _is_ready)
+
+
+def _process(
+    settings: DevstackSettings,
+    console: Console,
+    name: str,
+    arguments: tuple[str, ...],
+    environment: Mapping[str, str],
+    ready: Callable[[], Awaitable[str | None]],
+) -> Part:
+    async def start() -> Running:
+        return await ChildProcess.start(
+            name, (sys.executable, "-m", *arguments), _with_logs(environment), console, settings.stop_time
+        )
+
+    return Part(name, start, ready)
+
+
+def _with_logs(environment: Mapping[str, str]) -> dict[str, str]:
+    # Lines for people, although the parts write to a pipe; a user's own choice stands, for `environment` does not hold it.
+    import os
+
+    return {
+        "TIDINGS_LOG_FORMAT": os.environ.get("TIDINGS_LOG_FORMAT", "console"),
+        "PYTHONUNBUFFERED": "1",
+        **environment,
+    }
+
+
+def mail_part(settings: DevstackSettings, console: Console) -> Part:
+    """The mail catcher."""
+
+    async def ready() -> str | None:
+        return await _ask_smtp(reach(settings.host), settings.smtp_port)
+
+    return _process(settings, console, MAIL, ("devstack", "mail-catcher"), {}, ready)
+
+
+def _urls(server: postgres.Postgres) -> dict[str, str]:
+    return {
+        "TIDINGS_USERS_DATABASE_URL": server.url(USERS_DATABASE, USERS_DATABASE),
+        "TIDINGS_NOTIFICATIONS_DATABASE_URL": server.url(NOTIFICATIONS_DATABASE, NOTIFICATIONS_DATABASE),
+    }
+
+
+def service_parts(settings: DevstackSettings, console: Console, server: postgres.Postgres) -> tuple[Part, ...]:
+    """The user service and the notification service. Settings that are not set here pass through from the environment."""
+    host = reach(settings.host)
+    users_at = listen_address(host, settings.users_port)
+    notifications_at = listen_address(host, settings.notifications_port)
+    urls = _urls(server)
+    users = {
+        "TIDINGS_USERS_DATABASE_URL": urls["TIDINGS_USERS_DATABASE_URL"],
+        "TIDINGS_USERS_LISTEN": listen_address(settings.host, settings.users_port),
+    }
+    notifications = {
+        "TIDINGS_NOTIFICATIONS_DATABASE_URL": urls["TIDINGS_NOTIFICATIONS_DATABASE_URL"],
+        "TIDINGS_NOTIFICATIONS_LISTEN": listen_address(settings.host, settings.notifications_port),
+        "TIDINGS_NOTIFICATIONS_USERS_ADDRESS": users_at,
+        "TIDINGS_NOTIFICATIONS_SMTP_HOST": host,
+        "TIDINGS_NOTIFICATIONS_SMTP_PORT": str(settings.smtp_port),
+    }
+    return (
+        _process(settings, console, USERS, ("user_service", "serve"), users, lambda: _ask_health(users_at)),
+        _process(
+            settings, console, NOTIFICATIONS, ("notification_service", "serve"), notifications,
+            lambda: _ask_health(notifications_at),
+        ),
+    )  # fmt: skip
+
+
+async def migrate(settings: DevstackSettings, console: Console, server: postgres.Postgres) -> None:
+    """Makes the databases and migrates them. Raises PartFailedError."""
+    for name in (USERS_DATABASE, NOTIFICATIONS_DATABASE):
+        await postgres.ensure_database(server, name, role=name)
+    process = await ChildProcess.start(
+        MIGRATIONS,
+        (sys.executable, "-m", "migrations", "upgrade", "all"),
+        _with_logs(_urls(server)),
+        console,
+        settings.stop_time,
+    )
+    try:
+        code = await process.exit_code()
+    finally:
+        await process.stop()
+    if code != 0:
+        raise PartFailedError(MIGRATIONS, outcome(code))

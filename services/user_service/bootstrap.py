@@ -1,0 +1,94 @@
+"""The composition root: makes every part of the user service, joins them, and takes them apart in order."""
+
+from __future__ import annotations
+
+from servicekit import database, logs, rpc, schema, telemetry
+from servicekit.database import Pool
+from servicekit.tasks import Background
+from tidings.users.v1 import users_pb2, users_pb2_grpc
+from user_service import janitor, reads
+from user_service.api import RAW_RESPONSES, UserService
+from user_service.messages import Messages
+from user_service.settings import UserServiceSettings
+from user_service.tables import SCHEMA_REVISION
+from user_service.tailer import Tailer
+from user_service.watch import Streams
+from user_service.window import Window
+from user_service.writer import Writer
+
+log = logs.get(__name__)
+
+NAME = "tidings-users"
+_SERVICE = users_pb2.DESCRIPTOR.services_by_name["UserService"].full_name
+
+
+async def serve(settings: UserServiceSettings) -> int:
+    """Runs the service until it is told to stop. Returns the exit code."""
+    url = settings.database_url.get_secret_value()
+    await schema.wait(url, NAME, SCHEMA_REVISION)
+    queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, statement_timeout="10s")
+    history = database.pool(url, f"{NAME}-history", size=settings.catch_up_readers, statement_timeout="30s")
+    with telemetry.tracing(NAME):
+        async with queries, history:
+            return await _serve(settings, url, queries, history)
+
+
+async def _serve(settings: UserServiceSettings, url: str, queries: Pool, history: Pool) -> int:
+    background = Background()
+    async with queries.connection() as connection:
+        state = await reads.feed_state(connection)
+    window = Window(settings.window_bytes)
+    window.reset(state.head, state.head_time)
+    tailer = Tailer(url, window, settings.poll_interval)
+    messages = Messages(
+        state.log_id, history, window, readers=settings.catch_up_readers, cache_bytes=settings.page_cache_bytes
+    )
+    streams = Streams(
+        queries,
+        window,
+        messages,
+        state,
+        max_stream_age=settings.max_stream_age,
+        reconnect_spread=settings.reconnect_spread,
+    )
+    writer = Writer(
+        url,
+        tailer.committed,
+        batch_limit=settings.batch_limit,
+        linger=settings.linger,
+        queue_limit=settings.queue_limit,
+        deleted_kept=settings.deleted_kept,
+        unknown_outcome_wait=settings.unknown_outcome_wait,
+    )
+    health = rpc.Health(_SERVICE)
+    server = rpc.server(health, _SERVICE)
+    rpc.add(
+        server,
+        users_pb2_grpc.add_UserServiceServicer_to_server,
+        UserService(writer, queries, streams),
+        raw_responses=RAW_RESPONSES,
+    )
+
+    async def is_ready() -> bool:
+        async with queries.connection() as connection:
+            await connection.execute("SELECT 1")
+        return background.alive and tailer.read_ok and not messages.broken
+
+    for loop, name in (
+        (writer.run(), "writer"),
+        (tailer.run(), "tailer"),
+        (tailer.listen(), "listener"),
+        (tailer.notify(), "notifier"),
+        (janitor.run(queries, settings.answers_kept), "janitor"),
+    ):
+        background.start(loop, name)
+    return await rpc.serve(
+        server,
+        settings.listen,
+        health,
+        background,
+        is_ready=is_ready,
+        drain=lambda: streams.drain(settings.drain_time),
+        grace=settings.grace,
+        finish=lambda: writer.close(settings.unknown_outcome_wait),
+    )

@@ -1,0 +1,278 @@
+"""What a change does to a user: pure decisions over what is known.
+
+A `Unit` is what one call asks for: one change, or the changes of a BatchCreateUsers, of which all happen or none. `decide`
+takes a unit and the state read under the feed's lock and says what happens; refusals are raised. Two units that share a key
+(`Unit.keys`) are never decided on the same read, so that a decision need not know of the others of its batch.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from google.protobuf import timestamp_pb2
+
+from tidings.users.v1 import users_pb2
+from user_service import errors
+from user_service.validation import CALLER_FIELDS
+
+CREATED = users_pb2.UserEvent.CREATED
+UPDATED = users_pb2.UserEvent.UPDATED
+DELETED = users_pb2.UserEvent.DELETED
+UNDELETED = users_pb2.UserEvent.UNDELETED
+
+FIELD_NUMBERS = {name: users_pb2.User.DESCRIPTOR.fields_by_name[name].number for name in users_pb2.User.DESCRIPTOR.fields_by_name}
+_DELETION_FIELDS = ("delete_time", "purge_time")
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """A new user; `user` holds its id and the caller's fields."""
+
+    user: users_pb2.User
+    id: uuid.UUID
+    email_key: str
+    path: str = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """New values of the named fields of a living user."""
+
+    id: uuid.UUID
+    user: users_pb2.User
+    fields: tuple[str, ...]
+    email_key: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """The soft deletion of a living user."""
+
+    id: uuid.UUID
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Undelete:
+    """Takes a soft deletion back."""
+
+    id: uuid.UUID
+
+
+Mutation = Create | Update | Delete | Undelete
+AnswerKey = tuple[uuid.UUID, str, str]  # request_id, caller, method
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One change of a unit, with the request_id that makes its retry safe."""
+
+    mutation: Mutation
+    request_id: uuid.UUID | None
+    body_hash: bytes
+    request_id_path: str = "request_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one call asks for."""
+
+    items: tuple[Item, ...]
+    caller: str
+    method: str
+    actor: str = ""
+    trace_parent: str = ""
+    trace_state: str = ""
+    validate_only: bool = False
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether it must be alone in its batch: an undeletion takes names that only the read tells."""
+        return any(isinstance(item.mutation, Undelete) for item in self.items)
+
+    def keys(self) -> set[object]:
+        """Everything that another unit of the same batch must not touch."""
+        keys: set[object] = set()
+        for item in self.items:
+            mutation = item.mutation
+            if item.request_id is not None:
+                keys.add(item.request_id)
+            if isinstance(mutation, Create):
+                keys.add("u" + mutation.user.username)
+                keys.add("e" + mutation.email_key)
+            else:
+                keys.add(mutation.id)
+                if isinstance(mutation, Update):
+                    if "username" in mutation.fields:
+                        keys.add("u" + mutation.user.username)
+                    if "email" in mutation.fields:
+                        keys.add("e" + mutation.email_key)
+        return keys
+
+
+@dataclass(slots=True)
+class Row:
+    """A stored user, and whether a living user has its names (asked only for a soft-deleted one)."""
+
+    user: users_pb2.User
+    email_key: str
+    purge_time: datetime | None = None
+    username_taken: bool = False
+    email_taken: bool = False
+
+
+@dataclass(slots=True)
+class Known:
+    """What was read under the lock: all that the decisions of a batch need."""
+
+    rows: dict[uuid.UUID, Row] = field(default_factory=dict)
+    usernames: dict[str, uuid.UUID] = field(default_factory=dict)
+    email_keys: dict[str, uuid.UUID] = field(default_factory=dict)
+    answers: dict[AnswerKey, tuple[bytes, bytes]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The commit time of a batch, as a datetime and as the message that all its events carry."""
+
+    time: datetime
+    stamp: timestamp_pb2.Timestamp
+    deleted_kept: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One decided change: it will be an event."""
+
+    type: users_pb2.UserEvent.Type
+    id: uuid.UUID
+    user: users_pb2.User
+    previous: users_pb2.User | None
+    email_key: str
+    changed_fields: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens for one item: an earlier answer is repeated, a change is made, or nothing changes (`user` is the answer)."""
+
+    item: Item
+    answer: bytes | None = None
+    change: Change | None = None
+    user: users_pb2.User | None = None
+
+
+def decide(unit: Unit, known: Known, moment: Moment) -> list[Decision]:
+    """Decides every item of a unit, or raises a ServiceError if one is refused."""
+    return [_decide_item(unit, item, known, moment) for item in unit.items]
+
+
+def _decide_item(unit: Unit, item: Item, known: Known, moment: Moment) -> Decision:
+    if item.request_id is not None:
+        earlier = known.answers.get((item.request_id, unit.caller, unit.method))
+        if earlier is not None:
+            body_hash, answer = earlier
+            if body_hash != item.body_hash:
+                raise errors.request_id_reused(item.request_id_path, str(item.request_id))
+            return Decision(item, answer=answer)
+    mutation = item.mutation
+    if isinstance(mutation, Create):
+        return Decision(item, change=_create(mutation, known, moment))
+    if isinstance(mutation, Update):
+        change = _update(mutation, known, moment)
+        return Decision(item, change=change) if change else Decision(item, user=known.rows[mutation.id].user)
+    if isinstance(mutation, Delete):
+        return Decision(item, change=_delete(mutation, known, moment))
+    return Decision(item, change=_undelete(mutation, known, moment))
+
+
+def _create(create: Create, known: Known, moment: Moment) -> Change:
+    user = create.user
+    if user.username in known.usernames:
+        raise errors.name_taken("username", f"{create.path}.username", user.username)
+    if create.email_key in known.email_keys:
+        raise errors.name_taken("email", f"{create.path}.email", user.email)
+    # Later items of the same unit see the names as taken. Units of one batch share no names, so that a refused unit
+    # leaves nothing behind that another would see.
+    known.usernames[user.username] = create.id
+    known.email_keys[create.email_key] = create.id
+    after = users_pb2.User()
+    after.CopyFrom(user)
+    after.version = 1
+    after.create_time.CopyFrom(moment.stamp)
+    after.update_time.CopyFrom(moment.stamp)
+    changed = tuple(name for name in CALLER_FIELDS if getattr(user, name))
+    return Change(CREATED, create.id, after, None, create.email_key, changed)
+
+
+def _living(user_id: uuid.UUID, version: int, known: Known, path: str) -> Row:
+    row = known.rows.get(user_id)
+    if row is None or row.user.HasField("delete_time"):
+        raise errors.user_not_found(str(user_id), path)
+    if version and version != row.user.version:
+        raise errors.stale_version(str(user_id), version, row.user.version)
+    return row
+
+
+def _next(row: Row, moment: Moment) -> users_pb2.User:
+    after = users_pb2.User()
+    after.CopyFrom(row.user)
+    after.version += 1
+    after.update_time.CopyFrom(moment.stamp)
+    return after
+
+
+def _update(update: Update, known: Known, moment: Moment) -> Change | None:
+    row = _living(update.id, update.version, known, "user.id")
+    before, given = row.user, update.user
+    changed = tuple(name for name in update.fields if getattr(given, name) != getattr(before, name))
+    if not changed:
+        return None
+    if "username" in changed and known.usernames.get(given.username, update.id) != update.id:
+        raise errors.name_taken("username", "user.username", given.username)
+    email_key = update.email_key if "email" in changed else row.email_key
+    if "email" in changed and known.email_keys.get(email_key, update.id) != update.id:
+        raise errors.name_taken("email", "user.email", given.email)
+    after = _next(row, moment)
+    for name in changed:
+        if name == "labels":
+            after.labels.clear()
+            after.labels.update(given.labels)
+        else:
+            setattr(after, name, getattr(given, name))
+    return Change(UPDATED, update.id, after, before, email_key, changed)
+
+
+def _delete(delete: Delete, known: Known, moment: Moment) -> Change:
+    row = _living(delete.id, delete.version, known, "id")
+    after = _next(row, moment)
+    after.delete_time.CopyFrom(moment.stamp)
+    after.purge_time.FromDatetime(moment.time + moment.deleted_kept)
+    return Change(DELETED, delete.id, after, row.user, row.email_key, _DELETION_FIELDS)
+
+
+def _undelete(undelete: Undelete, known: Known, moment: Moment) -> Change:
+    row = known.rows.get(undelete.id)
+    if row is None or (row.purge_time is not None and row.purge_time <= moment.time):
+        raise errors.user_not_found(str(undelete.id), "id")
+    if not row.user.HasField("delete_time"):
+        raise errors.not_deleted(str(undelete.id))
+    if row.username_taken:
+        raise errors.name_taken("username", "user.username", row.user.username)
+    if row.email_taken:
+        raise errors.name_taken("email", "user.email", row.user.email)
+    after = _next(row, moment)
+    after.ClearField("delete_time")
+    after.ClearField("purge_time")
+    return Change(UNDELETED, undelete.id, after, row.user, row.email_key, _DELETION_FIELDS)
+
+
+def field_bits(changed_fields: tuple[str, ...]) -> int:
+    """The changed fields as bits: bit n stands for field number n of User."""
+    bits = 0
+    for name in changed_fields:
+        bits |= 1 << FIELD_NUMBERS[name]
+    return bits

@@ -1,0 +1,179 @@
+"""What a request must look like: each function returns what is stored, or adds to a list of violations.
+
+Every check runs, so that one answer names every invalid field. Nothing here knows the state of the directory.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+import zoneinfo
+from functools import lru_cache
+
+import email_validator
+import langcodes
+
+from servicekit.errors import ResourceExhaustedError, Violation, invalid
+from tidings.users.v1 import users_pb2
+
+LONGEST_DISPLAY_NAME = 256
+MOST_LABELS = 32
+LONGEST_LABEL_KEY = 63
+LONGEST_LABEL_VALUE = 256
+LARGEST_USER = 16_000
+MOST_IN_BATCH = 1000
+
+# The fields that callers set, in the order of their numbers.
+CALLER_FIELDS = ("username", "email", "display_name", "locale", "time_zone", "labels")
+
+_USERNAME = re.compile(r"[a-z0-9._-]{1,64}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_TIME_ZONES = frozenset(zoneinfo.available_timezones())
+# Local parts that email-validator leaves as they are, of the kind that nearly all addresses have. Others take the long way.
+_PLAIN_LOCAL_PART = re.compile(r"(?=.{1,64}@)[a-z0-9_+-]+(\.[a-z0-9_+-]+)*@")
+_LONGEST_PLAIN_ADDRESS = 200
+
+Violations = list[Violation]
+
+
+@lru_cache(maxsize=4096)
+def _domain(text: str) -> tuple[str, str] | None:
+    """`(domain, ascii_domain)` as email-validator has them, or None if it refuses the domain."""
+    try:
+        checked = email_validator.validate_email(f"x@{text}", check_deliverability=False)
+    except email_validator.EmailNotValidError:
+        return None
+    return checked.domain, checked.ascii_domain
+
+
+def email(text: str, path: str, violations: Violations) -> tuple[str, str]:
+    """The normalized address and its key, `("", "")` if it is refused.
+
+    Addresses are what `email_validator.validate_email(check_deliverability=False)` accepts; the domain, its slow part, is
+    remembered.
+    """
+    plain = _PLAIN_LOCAL_PART.match(text)
+    if plain and len(text) <= _LONGEST_PLAIN_ADDRESS and (domain := _domain(text[plain.end() :])) is not None:
+        local = text[: plain.end()]
+        return local + domain[0], local + domain[1]
+    try:
+        checked = email_validator.validate_email(text, check_deliverability=False)
+    except email_validator.EmailNotValidError as error:
+        violations.append(Violation(path, str(error)))
+        return "", ""
+    return checked.normalized, f"{checked.local_part.casefold()}@{checked.ascii_domain}"
+
+
+def email_key(address: str) -> str:
+    """What uniqueness of an address is judged by: its local part without case, its domain in ASCII."""
+    return email(address, "email", [])[1]
+
+
+def _username(text: str, path: str, violations: Violations) -> None:
+    if not _USERNAME.fullmatch(text):
+        violations.append(Violation(path, "must be 1 to 64 of a-z, 0-9, '.', '_' and '-'"))
+
+
+def _display_name(text: str, path: str, violations: Violations) -> None:
+    if len(text) > LONGEST_DISPLAY_NAME:
+        violations.append(Violation(path, f"must be at most {LONGEST_DISPLAY_NAME} characters"))
+    elif _CONTROL.search(text):
+        violations.append(Violation(path, "must not hold control characters"))
+
+
+@lru_cache(maxsize=4096)
+def _is_locale(text: str) -> bool:
+    return "_" not in text and langcodes.tag_is_valid(text)
+
+
+def _locale(text: str, path: str, violations: Violations) -> None:
+    if text and not _is_locale(text):
+        violations.append(Violation(path, "must be a BCP 47 language tag, for example de-CH"))
+
+
+def _time_zone(text: str, path: str, violations: Violations) -> None:
+    if text and text not in _TIME_ZONES:
+        violations.append(Violation(path, "must be an IANA time zone, for example Europe/Zurich"))
+
+
+def _labels(user: users_pb2.User, path: str, violations: Violations) -> None:
+    if len(user.labels) > MOST_LABELS:
+        violations.append(Violation(path, f"must be at most {MOST_LABELS}"))
+        return
+    for key, value in user.labels.items():
+        if not 1 <= len(key.encode()) <= LONGEST_LABEL_KEY:
+            violations.append(Violation(path, f"key {key[:80]!r} must be 1 to {LONGEST_LABEL_KEY} bytes"))
+        if len(value.encode()) > LONGEST_LABEL_VALUE:
+            violations.append(Violation(f"{path}.{key}", f"must be at most {LONGEST_LABEL_VALUE} bytes"))
+        if "\x00" in key or "\x00" in value:
+            violations.append(Violation(path, "must not hold NUL"))
+
+
+def caller_fields(
+    given: users_pb2.User, fields: tuple[str, ...], path: str, violations: Violations
+) -> tuple[users_pb2.User, str]:
+    """A new User with the named fields of `given`, normalized, and the email's key ("" if email is not among them)."""
+    user, key = users_pb2.User(), ""
+    if "username" in fields:
+        _username(given.username, f"{path}.username", violations)
+        user.username = given.username
+    if "email" in fields:
+        user.email, key = email(given.email, f"{path}.email", violations)
+    if "display_name" in fields and given.display_name:
+        _display_name(given.display_name, f"{path}.display_name", violations)
+        user.display_name = given.display_name
+    if "locale" in fields and given.locale:
+        _locale(given.locale, f"{path}.locale", violations)
+        user.locale = given.locale
+    if "time_zone" in fields and given.time_zone:
+        _time_zone(given.time_zone, f"{path}.time_zone", violations)
+        user.time_zone = given.time_zone
+    if "labels" in fields and given.labels:
+        _labels(given, f"{path}.labels", violations)
+        user.labels.update(given.labels)
+        if user.ByteSize() > LARGEST_USER:
+            raise ResourceExhaustedError(
+                f"{path}: is {user.ByteSize()} bytes encoded, the limit is {LARGEST_USER}",
+                reason="USER_TOO_LARGE",
+                metadata={"field": path, "limit_bytes": str(LARGEST_USER)},
+            )
+    return user, key
+
+
+def user_id(text: str, path: str) -> uuid.UUID:
+    """A user's id; INVALID_ARGUMENT if it is none."""
+    parsed = _uuid(text)
+    if parsed is None:
+        raise invalid(Violation(path, "must be a UUID" if text else "is required"))
+    return parsed
+
+
+def request_id(text: str, path: str, violations: Violations) -> uuid.UUID | None:
+    """A request_id, None if there is none."""
+    if not text:
+        return None
+    parsed = _uuid(text)
+    if parsed is None:
+        violations.append(Violation(path, "must be a UUID"))
+    return parsed
+
+
+def _uuid(text: str) -> uuid.UUID | None:
+    if len(text) != 36:  # uuid.UUID takes braces, URNs and bare hex as well: one spelling is enough
+        return None
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
+
+
+def mask(paths: list[str]) -> tuple[str, ...]:
+    """The fields of an update mask in the order of their numbers; INVALID_ARGUMENT names a path that is none of them."""
+    if not paths:
+        raise invalid(Violation("update_mask", f"is required: any of {', '.join(CALLER_FIELDS)}"))
+    unknown = [path for path in paths if path not in CALLER_FIELDS]
+    if unknown:
+        raise invalid(
+            *(Violation("update_mask", f"{path!r} is not one of {', '.join(CALLER_FIELDS)}") for path in unknown)
+        )
+    return tuple(field for field in CALLER_FIELDS if field in paths)

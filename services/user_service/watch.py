@@ -1,0 +1,214 @@
+"""One stream of WatchUsers: where it begins, what it sends next, how it ends.
+
+A stream is a position. Near the head it takes what follows from the window; further back from pages of Postgres. It is never cut
+off for being slow: each message is awaited before the next is made, so it holds one message in memory and delays nobody.
+
+Every message says what it has passed (`previous_position`, `position`) and carries a token, except inside an atomic group. The
+stream starts with a bookmark, offers a token at least every bookmark interval, and ends, at a shutdown or when it has become
+old, with a bookmark and a drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal
+
+import psycopg
+from google.protobuf import duration_pb2
+
+from servicekit.database import Pool
+from tidings.users.v1 import users_pb2
+from user_service import errors, events, reads, tokens
+from user_service.messages import BrokenLogError, Messages
+from user_service.reads import FeedState
+from user_service.window import Window
+
+_Response = users_pb2.WatchUsersResponse
+
+_FUTURE_TOKEN_WAIT = 5.0
+_AGE_JITTER = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a stream asks for, checked. `start` is a decoded token, or where to begin without one."""
+
+    start: tokens.ResumeToken | Literal["earliest", "now"]
+    include_previous: bool
+    bookmark_interval: float
+    max_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    position: int
+    token: str
+
+
+class Streams:
+    """All streams of this process: what they share, and their common end."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        window: Window,
+        messages: Messages,
+        state: FeedState,
+        *,
+        max_stream_age: float,
+        reconnect_spread: float,
+    ) -> None:
+        self._pool = pool
+        self._window = window
+        self._messages = messages
+        self._log_id = state.log_id
+        self._max_age = max_stream_age
+        self._spread = reconnect_spread
+        self._draining = False
+        self._running = 0
+        self._none_running = asyncio.Event()
+        self._none_running.set()
+
+    @property
+    def running(self) -> int:
+        """How many streams there are."""
+        return self._running
+
+    async def drain(self, timeout: float) -> None:
+        """Ends every stream with a bookmark and a drain; returns when they have ended, or after `timeout` seconds."""
+        self._draining = True
+        self._window.wake_all()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._none_running.wait()
+        except TimeoutError:
+            return
+
+    async def stream(self, request: Request) -> AsyncIterator[bytes]:
+        """The messages of one stream, encoded. Ends by itself only with a drain."""
+        if self._draining:
+            raise errors.shutting_down()
+        self._running += 1
+        self._none_running.clear()
+        try:
+            start = await self._start(request)
+            async for message in self._messages_from(start, request):
+                yield message
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._none_running.set()
+
+    async def _messages_from(self, start: _Start, request: Request) -> AsyncIterator[bytes]:
+        loop, window = asyncio.get_running_loop(), self._window
+        position, token, live = start.position, start.token, False
+        old = loop.time() + self._max_age * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311 - jitter
+
+        yield self._bookmark(position, token)
+        bookmark_due = loop.time() + request.bookmark_interval
+        inside_group = False
+        while True:
+            if not inside_group and (self._draining or loop.time() >= old):
+                yield self._bookmark(position, token)
+                yield self._drain(position, token)
+                return
+            if position < window.head:
+                if live and not window.covers(position):
+                    live = False
+                    yield self._fell_behind(position, token)
+                message = await self._messages.after(position, request.max_batch, request.include_previous)
+                yield message.data
+                position = message.position
+                inside_group = not message.token
+                if not inside_group:
+                    token = message.token
+                    bookmark_due = loop.time() + request.bookmark_interval
+            elif not live:
+                live = True
+                yield events.tail(token, position, position, caught_up=_Response.CaughtUp(position=position))
+            elif loop.time() >= bookmark_due:
+                yield self._bookmark(position, token)
+                bookmark_due = loop.time() + request.bookmark_interval
+            else:
+                await window.wait(min(bookmark_due, old))
+
+    # Where a stream begins
+
+    async def _start(self, request: Request) -> _Start:
+        try:
+            if isinstance(request.start, tokens.ResumeToken):
+                return await self._resume(request.start)
+            async with self._pool.connection() as connection:
+                state = await reads.feed_state(connection)
+                position = state.head if request.start == "now" else state.earliest - 1
+                event_id = await reads.event_id(connection, position) if position else None
+            return _Start(position, self._messages.token(position, event_id))
+        except psycopg.OperationalError as error:
+            raise errors.database_unavailable() from error
+
+    async def _resume(self, token: tokens.ResumeToken) -> _Start:
+        if token.log_id != self._log_id:
+            raise errors.foreign_token()
+        if token.selection != tokens.EVERYTHING:
+            raise errors.token_mismatch("resume_token")
+        if token.position > self._window.head:
+            await self._wait_for(token.position)
+        if token.event_hash != await self._event_hash(token.position):
+            raise errors.diverged_token(token.position)
+        return _Start(token.position, tokens.encode(token))
+
+    async def _wait_for(self, position: int) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _FUTURE_TOKEN_WAIT
+        while self._window.head < position and loop.time() < until and not self._draining:
+            await self._window.wait(until)
+        if self._window.head >= position:
+            return
+        async with self._pool.connection() as connection:
+            state = await reads.feed_state(connection)
+        if state.head < position:
+            raise errors.future_token(position, state.head)
+        raise errors.replica_behind(position, self._window.head)
+
+    async def _event_hash(self, position: int) -> bytes:
+        if position == 0:
+            return tokens.event_hash(None)
+        entry = self._window.at(position)
+        if entry is not None:
+            return tokens.event_hash(entry.event_id)
+        async with self._pool.connection() as connection:
+            event_id = await reads.event_id(connection, position)
+            if event_id is None:
+                state = await reads.feed_state(connection)
+                if position < state.earliest:
+                    raise errors.position_expired(position, state.earliest)
+                self._messages.broken = True
+                raise BrokenLogError(f"position {position} is not there")
+        return tokens.event_hash(event_id)
+
+    # Messages without events
+
+    def _bookmark(self, position: int, token: str) -> bytes:
+        window = self._window
+        mark = _Response.Bookmark(head_position=max(window.head, position))
+        if window.head_time is not None:
+            mark.head_time.FromDatetime(window.head_time)
+        return events.tail(token, position, position, bookmark=mark)
+
+    def _fell_behind(self, position: int, token: str) -> bytes:
+        window = self._window
+        mark = _Response.FellBehind(lag_events=window.head - position)
+        next_entry = window.at(window.first)
+        if next_entry is not None and window.head_time is not None:
+            # The events in between are no longer in memory: the lag is at least this.
+            mark.lag.FromTimedelta(window.head_time - next_entry.commit_time)
+        return events.tail(token, position, position, fell_behind=mark)
+
+    def _drain(self, position: int, token: str) -> bytes:
+        after = duration_pb2.Duration()
+        after.FromNanoseconds(int(random.uniform(0, self._spread) * 1e9))  # noqa: S311 - spreads reconnects
+        reason = "the server is shutting down" if self._draining else "the stream has reached its greatest age"
+        return events.tail(token, position, position, drain=_Response.Drain(reason=reason, reconnect_after=after))

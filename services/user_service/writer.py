@@ -1,0 +1,375 @@
+"""The group commit: one writer per process turns waiting units into transactions of the feed.
+
+A batch is one transaction in three steps: lock the feed's row, then read all that the batch must know; decide and encode; write
+everything and COMMIT in one flush. Batches of all replicas run one after another, so every decision rests on plain reads, and
+positions are dense and in commit order.
+
+What always holds:
+- Units that share a user, a name, an address or a request_id are never in one batch; the later one waits for the next.
+- A unit's refusal is its own; the rest of the batch goes on.
+- A caller is answered only when the outcome is known. After a lost connection `pg_xact_status` is asked, by the transaction's id
+  noted before COMMIT; only a transaction known to be aborted is tried again, and only for callers that still wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import psycopg
+from uuid_utils.compat import uuid7
+
+from servicekit import database, logs
+from servicekit.database import Connection
+from servicekit.errors import ServiceError
+from user_service import domain, errors, events, reads, store
+from user_service.domain import Change, Decision, Known, Moment, Unit
+from user_service.events import Entry
+
+log = logs.get(__name__)
+
+APPLICATION = "tidings-users-writer"
+_SESSION: dict[str, str | int] = {
+    "synchronous_commit": "on",
+    # A paused process must not hold the feed's lock: the server ends its session.
+    "idle_in_transaction_session_timeout": "2s",
+    "transaction_timeout": "10s",
+}
+_TRIES = 3
+_QUEUED_WITHOUT_DATABASE = 5.0
+_LONGEST_RECONNECT = 1.0
+
+
+class _UnknownOutcomeError(Exception):
+    """COMMIT was sent and no answer came, or the answer was not a plain success."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    unit: Unit
+    keys: set[object]
+    answers: asyncio.Future[list[bytes]]
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a batch writes, and what its callers are answered once it is committed."""
+
+    changes: list[Change]
+    entries: list[Entry]
+    kept: list[store.Answer]
+    answers: list[tuple[_Waiting, list[bytes]]]
+
+
+class Writer:
+    """Commits units. `submit` from any task; `run` is the one background loop."""
+
+    def __init__(
+        self,
+        url: str,
+        committed: Callable[[list[Entry]], None],
+        *,
+        batch_limit: int,
+        linger: float,
+        queue_limit: int,
+        deleted_kept: float,
+        unknown_outcome_wait: float,
+    ) -> None:
+        self._url = url
+        self._committed = committed
+        self._batch_limit = batch_limit
+        self._linger = linger
+        self._queue_limit = queue_limit
+        self._deleted_kept = timedelta(seconds=deleted_kept)
+        self._unknown_outcome_wait = unknown_outcome_wait
+        self._queue: deque[_Waiting] = deque()
+        self._queued = 0
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+        self._connection: Connection | None = None
+        self._notices: list[str] = []
+        self._expected = 1
+
+    async def submit(self, unit: Unit) -> list[bytes]:
+        """Returns the serialized answer for each item once the unit is committed. Raises the ServiceError it is refused with."""
+        if self._closed:
+            raise errors.shutting_down()
+        if self._queued + len(unit.items) > self._queue_limit:
+            raise errors.queue_full()
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(unit, unit.keys(), loop.create_future(), loop.time())
+        self._queue.append(waiting)
+        self._queued += len(unit.items)
+        self._idle.clear()
+        self._arrived.set()
+        return await waiting.answers
+
+    async def close(self, timeout: float) -> None:
+        """Refuses new units and waits until the queued ones are answered, at most `timeout` seconds."""
+        self._closed = True
+        try:
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("changes were still waiting at the end", waiting=len(self._queue))
+
+    async def run(self) -> None:
+        """Commits batch after batch."""
+        try:
+            while True:
+                if not self._queue:
+                    self._idle.set()
+                    self._arrived.clear()
+                    await self._arrived.wait()
+                await self._gather()
+                batch = self._take()
+                if batch:
+                    self._expected = len(batch)
+                    await self._commit(batch)
+        finally:
+            if self._connection is not None:
+                await self._connection.close()
+
+    # Gathering a batch
+
+    async def _gather(self) -> None:
+        """Lingers while fewer units wait than the batch before had: its callers are likely back in a moment."""
+        if self._linger <= 0 or len(self._queue) >= self._expected:
+            return
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._linger
+        while len(self._queue) < min(self._expected, self._batch_limit) and loop.time() < until:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return
+
+    def _take(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        later: list[_Waiting] = []
+        seen: set[object] = set()
+        items = 0
+        while self._queue:
+            waiting = self._queue[0]
+            size = len(waiting.unit.items)
+            if batch and (items + size > self._batch_limit or waiting.unit.exclusive):
+                break
+            self._queue.popleft()
+            if waiting.answers.done():  # the caller is gone
+                self._queued -= size
+                continue
+            if seen.isdisjoint(waiting.keys):
+                batch.append(waiting)
+                items += size
+                self._queued -= size
+            else:
+                later.append(waiting)
+            # Also of a unit that waits: none may overtake it.
+            seen |= waiting.keys
+            if waiting.unit.exclusive:
+                break
+        self._queue.extendleft(reversed(later))
+        return batch
+
+    # Committing it
+
+    async def _commit(self, batch: list[_Waiting]) -> None:
+        for attempt in range(_TRIES):
+            batch = [waiting for waiting in batch if not waiting.answers.done()]
+            if not batch:
+                return
+            connection = await self._connected(batch)
+            if connection is None:
+                return
+            try:
+                await self._transact(connection, batch)
+            except _UnknownOutcomeError:
+                _refuse(batch, errors.outcome_unknown())
+                await self._disconnect()
+                return
+            except psycopg.OperationalError as error:
+                # Known to be aborted: nothing of it is stored.
+                log.warning("batch was aborted", attempt=attempt + 1, error=str(error).strip())
+                await self._disconnect()
+            except psycopg.Error as error:
+                await self._disconnect()
+                if len(batch) == 1:
+                    _refuse(batch, _refusal(error))
+                    return
+                log.warning("batch was refused; trying its units one by one", error=str(error).strip())
+                for waiting in batch:
+                    await self._commit([waiting])
+                return
+            except Exception as error:
+                log.exception("batch failed")
+                await self._disconnect()
+                _refuse(batch, error)
+                return
+            else:
+                return
+        _refuse(batch, errors.database_unavailable())
+
+    async def _transact(self, connection: Connection, batch: list[_Waiting]) -> None:
+        """One transaction. Returns when it is committed; raises psycopg.Error only if it is known to be aborted."""
+        locked, known = await store.begin(connection, _lookups(batch))
+        plan = self._plan(batch, locked, known)
+        if not plan.entries and not plan.kept:
+            await connection.execute("ROLLBACK")
+        else:
+            self._notices.clear()
+            try:
+                await store.commit(connection, locked, plan.changes, plan.entries, plan.kept)
+            except psycopg.Error:
+                await self._disconnect()
+                if not await self._is_committed(locked.xid):
+                    raise
+            if any("synchronous replication" in notice for notice in self._notices):
+                # Committed here, but perhaps not on the standby that will be the primary next.
+                raise _UnknownOutcomeError
+            self._committed(plan.entries)
+        for waiting, answers in plan.answers:
+            if not waiting.answers.done():
+                waiting.answers.set_result(answers)
+
+    async def _is_committed(self, xid: str) -> bool:
+        """What became of a transaction whose COMMIT may have been sent. Raises _UnknownOutcomeError if it cannot be learnt."""
+        deadline = time.monotonic() + self._unknown_outcome_wait
+        while time.monotonic() < deadline:
+            try:
+                async with await database.connect(self._url, f"{APPLICATION}-outcome") as connection:
+                    while time.monotonic() < deadline:
+                        outcome = await store.outcome(connection, xid)
+                        if outcome in ("committed", "aborted"):
+                            log.warning("asked for the outcome of a commit", xid=xid, outcome=outcome)
+                            return outcome == "committed"
+                        if outcome is None:  # too old to tell
+                            raise _UnknownOutcomeError
+                        await asyncio.sleep(0.05)  # its session still runs
+            except psycopg.OperationalError as error:
+                log.warning("cannot ask for the outcome of a commit yet", xid=xid, error=str(error).strip())
+                await asyncio.sleep(0.1)
+        raise _UnknownOutcomeError
+
+    def _plan(self, batch: list[_Waiting], locked: store.Locked, known: Known) -> _Plan:
+        moment = Moment(locked.time, reads.stamp(locked.time), self._deleted_kept)
+        plan = _Plan([], [], [], [])
+        position = locked.head
+        for waiting in batch:
+            unit = waiting.unit
+            try:
+                decisions = domain.decide(unit, known, moment)
+            except ServiceError as error:
+                if not waiting.answers.done():
+                    waiting.answers.set_exception(error)
+                continue
+            answers = []
+            last = sum(decision.change is not None for decision in decisions)
+            nth = 0
+            for decision in decisions:
+                answer = _answer(decision)
+                answers.append(answer)
+                change = decision.change
+                if unit.validate_only:
+                    continue
+                if change is not None:
+                    position += 1
+                    nth += 1
+                    event_id = uuid7()
+                    element = events.encode(
+                        change, position, event_id, moment.stamp, unit.actor, unit.trace_parent, unit.trace_state
+                    )
+                    previous = None if change.previous is None else change.previous.SerializeToString()
+                    plan.changes.append(change)
+                    plan.entries.append(
+                        Entry(position, event_id.bytes, nth == last, moment.time, element, previous)
+                    )
+                if decision.item.request_id is not None and decision.answer is None:
+                    key = (decision.item.request_id, unit.caller, unit.method)
+                    plan.kept.append(store.Answer(key, decision.item.body_hash, answer))
+            plan.answers.append((waiting, answers))
+        return plan
+
+    # The connection
+
+    async def _connected(self, batch: list[_Waiting]) -> Connection | None:
+        """The writer's connection, made anew if it was lost. None once no unit of the batch waits any longer."""
+        delay = 0.05
+        while self._connection is None or self._connection.closed:
+            try:
+                connection = await database.connect(self._url, APPLICATION, **_SESSION)
+                connection.add_notice_handler(self._note)
+                self._connection = connection
+            except psycopg.OperationalError as error:
+                log.warning("no connection for writing", error=str(error).strip(), retry_seconds=delay)
+                self._expire(batch)
+                if all(waiting.answers.done() for waiting in batch):
+                    return None
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, _LONGEST_RECONNECT)
+        return self._connection
+
+    def _expire(self, batch: list[_Waiting]) -> None:
+        """Refuses what has waited too long for a database."""
+        since = asyncio.get_running_loop().time() - _QUEUED_WITHOUT_DATABASE
+        late = [waiting for waiting in (*batch, *self._queue) if waiting.since < since]
+        _refuse(late, errors.database_unavailable())
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    def _note(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        self._notices.append(diagnostic.message_primary or "")
+
+
+def _lookups(batch: list[_Waiting]) -> store.Lookups:
+    lookups = store.Lookups([], [], [], [])
+    for waiting in batch:
+        for item in waiting.unit.items:
+            mutation = item.mutation
+            if item.request_id is not None:
+                lookups.request_ids.append(item.request_id)
+            if isinstance(mutation, domain.Create):
+                lookups.usernames.append(mutation.user.username)
+                lookups.email_keys.append(mutation.email_key)
+            else:
+                lookups.ids.append(mutation.id)
+                if isinstance(mutation, domain.Update):
+                    if "username" in mutation.fields:
+                        lookups.usernames.append(mutation.user.username)
+                    if "email" in mutation.fields:
+                        lookups.email_keys.append(mutation.email_key)
+    return lookups
+
+
+def _answer(decision: Decision) -> bytes:
+    if decision.answer is not None:
+        return decision.answer
+    user = decision.change.user if decision.change is not None else decision.user
+    assert user is not None  # noqa: S101 - a decision has one of the three
+    return user.SerializeToString()
+
+
+def _refuse(batch: list[_Waiting], error: BaseException) -> None:
+    for waiting in batch:
+        if not waiting.answers.done():
+            waiting.answers.set_exception(error)
+
+
+def _refusal(error: psycopg.Error) -> BaseException:
+    """What the caller of a unit learns that Postgres refused: the indexes are the safety net of the decisions."""
+    constraint = error.diag.constraint_name or ""
+    for field in ("username", "email"):
+        if isinstance(error, psycopg.errors.UniqueViolation) and constraint.startswith(f"users_{field}"):
+            return errors.name_taken(field, f"user.{field}", "the value")
+    return error

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from servicekit.settings import LogSettings, load_or_exit, parser
-
 from devstack.settings import DevstackSettings
+from servicekit.settings import LogSettings, load_or_exit, parser
 
 
 def main() -> int:

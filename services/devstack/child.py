@@ -1,8 +1,8 @@
 """Becomes another program that cannot outlive its supervisor: `python child.py SUPERVISOR_PID PROGRAM ARGUMENT...`
 
-The kernel sends SIGKILL at the death of the parent (Linux; elsewhere the program runs without that safety). The request is
-made here, in the new process and before exec, which keeps it; so the supervisor forks without running Python between fork and exec. Runs as a file
-with `-S`, so that it needs nothing but the standard library and a few milliseconds.
+The kernel sends SIGKILL at the death of the parent (Linux; elsewhere the program runs without that safety). The request
+is made here, in the new process, and exec keeps it; so the supervisor runs no Python between fork and exec. This file
+is run with `-S`: it needs nothing but the standard library, and a few milliseconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The terminal of `make run`: whole lines, each behind the name of the part that speaks, one colour per part.
 
-Colours are used if standard output is a terminal or FORCE_COLOR is set, never if NO_COLOR is set. A reader that went away
-(`make run | head`) silences the console and stops nothing.
+Colours are used if standard output is a terminal or FORCE_COLOR is set, never if NO_COLOR is set. A reader that went
+away (`make run | head`) silences the console and stops nothing.
 """
 
 from __future__ import annotations

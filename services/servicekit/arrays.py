@@ -1,8 +1,8 @@
 """Array parameters for statements that write many rows at once, in Postgres' binary format.
 
-psycopg's own list adaptation looks at every element in Python; for 100 users of 20 columns that cost more than everything else
-in a group commit. Here a column is one join. An array is passed without a type: the statement casts it (`%(ids)s::UUID[]`).
-Format: `array_recv` in Postgres' src/backend/utils/adt/arrayfuncs.c.
+psycopg's own list adaptation looks at every element in Python; for 100 users of 20 columns that cost more than
+everything else in a group commit. Here a column is one join. An array is passed without a type: the statement casts it
+(`%(ids)s::UUID[]`). Format: `array_recv` in Postgres' src/backend/utils/adt/arrayfuncs.c.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Postgres: connections with the session settings of a long-running service, and SQLAlchemy Core compiled to SQL.
 
-Core describes tables and builds statements; `sql` compiles a statement once, at import, and psycopg runs it. So building
-costs nothing on the hot path and psycopg's own features (pipeline, notices, COPY, binary results) stay in reach.
+Core describes tables and builds statements; `sql` compiles a statement once, at import, and psycopg runs it. So
+building costs nothing on the hot path and psycopg's own features (pipeline, notices, COPY, binary results) stay in
+reach.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ class Violation:
 class ServiceError(Exception):
     """The root of all errors that reach a caller.
 
-    `code` is the name of the gRPC status code; `reason` and `metadata` become ErrorInfo, `violations` become BadRequest,
-    `retry_after` (seconds) becomes RetryInfo.
+    `code` is the name of the gRPC status code; `reason` and `metadata` become ErrorInfo, `violations` become
+    BadRequest, `retry_after` (seconds) becomes RetryInfo.
     """
 
     code: ClassVar[str] = "INTERNAL"

@@ -1,7 +1,7 @@
 """gRPC servers: one place for errors, options, health, reflection and the order of a clean shutdown.
 
-At SIGTERM: health turns NOT_SERVING, the service drains its streams, the server stops within its grace, background loops
-are joined. If a background loop dies the same happens, with exit code 1.
+At SIGTERM: health turns NOT_SERVING, the service drains its streams, the server stops within its grace, background
+loops are joined. If a background loop dies the same happens, with exit code 1.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ServiceErro
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 
-async def _abort_internal(context: grpc.aio.ServicerContext[Any, Any], method: str) -> None:
-    log.exception("unexpected error in a call", method=method)
+async def _abort_internal(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:
+    log.error("unexpected error in a call", method=method, exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log says more")
 
 
@@ -80,8 +80,8 @@ def _guard_unary(method: str, behaviour: Callable[..., Awaitable[Any]]) -> Calla
             await _abort(context, error)
         except (grpc.aio.AbortError, grpc.aio.BaseError):
             raise
-        except Exception:
-            await _abort_internal(context, method)
+        except Exception as error:
+            await _abort_internal(context, method, error)
 
     return guarded
 
@@ -96,8 +96,8 @@ def _guard_stream(method: str, behaviour: Callable[..., AsyncIterator[Any]]) -> 
             await _abort(context, error)
         except (grpc.aio.AbortError, grpc.aio.BaseError):
             raise
-        except Exception:
-            await _abort_internal(context, method)
+        except Exception as error:
+            await _abort_internal(context, method, error)
 
     return guarded
 
@@ -112,7 +112,7 @@ class _GuardedServer:
         self._server = server
         self._raw = frozenset(raw_responses)
 
-    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler[Any, Any]]) -> None:
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Superseded by `add_registered_method_handlers`, which generated code calls right after."""
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
@@ -136,7 +136,9 @@ class _AddServicer(Protocol):
     def __call__(self, servicer: Any, server: Any) -> None: ...
 
 
-def add(server: grpc.aio.Server, add_servicer: _AddServicer, servicer: Any, *, raw_responses: Sequence[str] = ()) -> None:
+def add(
+    server: grpc.aio.Server, add_servicer: _AddServicer, servicer: Any, *, raw_responses: Sequence[str] = ()
+) -> None:
     """Registers a servicer with the error guard. Methods in `raw_responses` yield bytes that are sent as they are."""
     add_servicer(servicer, _GuardedServer(server, raw_responses))
 
@@ -194,8 +196,9 @@ def server(health: Health, *services: str) -> grpc.aio.Server:
     """A server with health and reflection; not started."""
     made = grpc.aio.server(options=OPTIONS)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, made)
-    reflection.enable_server_reflection([*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-                                         reflection.SERVICE_NAME], made)
+    reflection.enable_server_reflection(
+        [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME], made
+    )
     return made
 
 
@@ -212,9 +215,9 @@ async def serve(
 ) -> int:
     """Serves until SIGTERM, SIGINT or the death of a background loop. Returns the exit code.
 
-    Readiness follows `is_ready`. `drain` asks the service's streams to end and returns when they have, or gives up by itself.
-    `grace` (seconds) is what running calls get after that. `finish` ends what calls have left behind, before the background
-    loops are stopped.
+    Readiness follows `is_ready`. `drain` asks the service's streams to end and returns when they have, or gives up by
+    itself. `grace` (seconds) is what running calls get after that. `finish` ends what calls have left behind, before
+    the background loops are stopped.
     """
     try:
         port = made.add_insecure_port(address)

@@ -1,7 +1,7 @@
 """The schema gate: a service waits for the schema it needs and never migrates.
 
-Revisions are numbered ("0001", "0002" ...), so that an older schema can be told from a newer one that this image does not
-know. A newer one passes: migrations expand before they contract, and a rollback must find a schema it can run on.
+Revisions are numbered ("0001", "0002" ...), so that an older schema can be told from a newer one that this image does
+not know. A newer one passes: migrations expand before they contract, and a rollback must find a schema it can run on.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ class LogSettings(Settings):
     model_config = SettingsConfigDict(env_prefix="TIDINGS_LOG_")
 
     level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")
-    format: str = Field("auto", pattern="^(auto|json|console)$", description="json, console, or auto: console on a terminal")
+    format: str = Field(
+        "auto", pattern="^(auto|json|console)$", description="json, console, or auto: console on a terminal"
+    )
 
 
 class InvalidSettingsError(Exception):

@@ -1,8 +1,8 @@
 """Background tasks that are not allowed to die unseen.
 
-A service's loops (writer, tailer, dispatcher ...) run under one `Background`. Such a loop never returns by itself; if one
-ends or raises, `failed` is set, health turns to NOT_SERVING and the process exits with 1, so that whoever supervises the
-process starts it anew.
+A service's loops (writer, tailer, dispatcher ...) run under one `Background`. Such a loop never returns by itself; if
+one ends or raises, `failed` is set, health turns to NOT_SERVING and the process exits with 1, so that whoever
+supervises the process starts it anew.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """OpenTelemetry, set up once per process, and the W3C trace context of a call.
 
 Tracing is on if an OTLP endpoint is configured (`OTEL_EXPORTER_OTLP_ENDPOINT` or its traces variant) and
-`OTEL_SDK_DISABLED` is not true. Without it the context of a caller is still carried on: an event keeps the trace of the call
-that made it, whether or not this process exports spans.
+`OTEL_SDK_DISABLED` is not true. Without it the context of a caller is still carried on: an event keeps the trace of the
+call that made it, whether or not this process exports spans.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ def enabled() -> bool:
     """Whether this process exports spans."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
         return False
-    return bool(
-        os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    )
+    return bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
 
 
 @contextmanager

@@ -12,9 +12,7 @@ from user_service.settings import UserServiceSettings
 
 def main() -> int:
     """Reads the settings and serves. Exit codes: 0 stopped, 1 failed, 2 wrong settings or arguments."""
-    parser = settings.parser(
-        "python -m user_service", "The user service of Tidings.", UserServiceSettings, LogSettings
-    )
+    parser = settings.parser("python -m user_service", "The user service of Tidings.", UserServiceSettings, LogSettings)
     parser.add_argument("command", choices=["serve"], help="serve gRPC until SIGTERM")
     parser.parse_args()
     logs.configure(settings.load_or_exit(LogSettings), bootstrap.NAME)

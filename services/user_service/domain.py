@@ -1,8 +1,9 @@
 """What a change does to a user: pure decisions over what is known.
 
-A `Unit` is what one call asks for: one change, or the changes of a BatchCreateUsers, of which all happen or none. `decide`
-takes a unit and the state read under the feed's lock and says what happens; refusals are raised. Two units that share a key
-(`Unit.keys`) are never decided on the same read, so that a decision need not know of the others of its batch.
+A `Unit` is what one call asks for: one change, or the changes of a BatchCreateUsers, of which all happen or none.
+`decide` takes a unit and the state read under the feed's lock and says what happens; refusals are raised. Two units
+that share a key (`Unit.keys`) are never decided on the same read, so that a decision need not know of the others of its
+batch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ UPDATED = users_pb2.UserEvent.UPDATED
 DELETED = users_pb2.UserEvent.DELETED
 UNDELETED = users_pb2.UserEvent.UNDELETED
 
-FIELD_NUMBERS = {name: users_pb2.User.DESCRIPTOR.fields_by_name[name].number for name in users_pb2.User.DESCRIPTOR.fields_by_name}
+FIELD_NUMBERS = {
+    name: users_pb2.User.DESCRIPTOR.fields_by_name[name].number for name in users_pb2.User.DESCRIPTOR.fields_by_name
+}
 _DELETION_FIELDS = ("delete_time", "purge_time")
 
 
@@ -147,7 +150,7 @@ class Moment:
 class Change:
     """One decided change: it will be an event."""
 
-    type: users_pb2.UserEvent.Type
+    type: users_pb2.UserEvent.Type.ValueType
     id: uuid.UUID
     user: users_pb2.User
     previous: users_pb2.User | None
@@ -157,7 +160,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What happens for one item: an earlier answer is repeated, a change is made, or nothing changes (`user` is the answer)."""
+    """What happens for one item: an earlier answer is repeated, a change is made, or nothing changes (`user` is the
+    answer).
+    """
 
     item: Item
     answer: bytes | None = None

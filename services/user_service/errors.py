@@ -1,4 +1,6 @@
-"""What can go wrong with a user or a stream, each with its stable reason. The docstrings are for readers of the code."""
+"""What can go wrong with a user or a stream, each with its stable reason. The docstrings are for readers of the
+code.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def name_taken(field: str, path: str, value: str) -> AlreadyExistsError:
 
 def not_deleted(user_id: str) -> FailedPreconditionError:
     """UndeleteUser of a living user."""
-    return FailedPreconditionError(f"id: user {user_id} is not deleted", reason="USER_NOT_DELETED", metadata={"id": user_id})
+    return FailedPreconditionError(
+        f"id: user {user_id} is not deleted", reason="USER_NOT_DELETED", metadata={"id": user_id}
+    )
 
 
 def stale_version(user_id: str, asked: int, current: int) -> AbortedError:
@@ -57,7 +61,9 @@ def request_id_reused(path: str, request_id: str) -> InvalidArgumentError:
 def outcome_unknown() -> UnavailableError:
     """The connection broke while COMMIT was on its way and the outcome could not be learnt in time."""
     return UnavailableError(
-        "the outcome of the change is not known; retry with the same request_id", reason="OUTCOME_UNKNOWN", retry_after=1.0
+        "the outcome of the change is not known; retry with the same request_id",
+        reason="OUTCOME_UNKNOWN",
+        retry_after=1.0,
     )
 
 

@@ -1,8 +1,8 @@
 """How an event is encoded: once, when it is written.
 
-The stored bytes of an event are the finished element of WatchUsersResponse.events: tag, length, UserEvent. A message of the
-stream is a join of such elements and a tail (token, positions, mark); protobuf takes fields in any order, so joining is
-concatenation. `previous` is stored beside the element and spliced in only for streams that ask.
+The stored bytes of an event are the finished element of WatchUsersResponse.events: tag, length, UserEvent. A message of
+the stream is a join of such elements and a tail (token, positions, mark); protobuf takes fields in any order, so
+joining is concatenation. `previous` is stored beside the element and spliced in only for streams that ask.
 """
 
 from __future__ import annotations

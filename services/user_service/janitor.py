@@ -1,7 +1,7 @@
 """Removes what is no longer kept: answers to old request_ids, and soft-deleted users whose time is over.
 
-In small statements, so that nothing waits for them. An undeletion is refused once `purge_time` is over, and a user is removed
-only well after that, so that the two never meet.
+In small statements, so that nothing waits for them. An undeletion is refused once `purge_time` is over, and a user is
+removed only well after that, so that the two never meet.
 """
 
 from __future__ import annotations

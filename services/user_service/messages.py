@@ -1,8 +1,8 @@
 """Builds the messages that carry events, each once, and shares them among the streams that want the same.
 
-Streams that are live at the same position and streams that catch up through the same pages ask for the same message; it is
-kept under where it starts and ends. Older events come from Postgres in pages cut at fixed positions. Every page is checked:
-it must hold each position that was asked for, for all of them are known to be committed.
+Streams that are live at the same position and streams that catch up through the same pages ask for the same message; it
+is kept under where it starts and ends. Older events come from Postgres in pages cut at fixed positions. Every page is
+checked: it must hold each position that was asked for, for all of them are known to be committed.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ class UserServiceSettings(Settings):
     listen: str = Field("127.0.0.1:50051", description="address to serve gRPC on; port 0 takes a free one")
 
     batch_limit: int = Field(100, ge=1, le=1000, description="changes in one group commit at most")
-    linger: float = Field(0.002, ge=0, le=0.1, description="longest wait of a group commit for changes it expects, seconds")
+    linger: float = Field(
+        0.006, ge=0, le=0.1, description="longest wait of a group commit for changes it expects, seconds"
+    )
     queue_limit: int = Field(10_000, ge=100, description="changes waiting for a group commit at most; more are refused")
     unknown_outcome_wait: float = Field(
         15.0, gt=0, description="how long the outcome of a commit is asked for after a lost connection, seconds"
@@ -28,11 +30,15 @@ class UserServiceSettings(Settings):
     catch_up_readers: int = Field(8, ge=1, le=64, description="connections that read older events at most")
     query_connections: int = Field(8, ge=1, le=64, description="connections for reads of users at most")
     poll_interval: float = Field(1.0, gt=0, le=60, description="longest time between reads of the feed's head, seconds")
-    max_stream_age: float = Field(1800.0, ge=1, description="a stream is asked to reconnect after this, jittered, seconds")
+    max_stream_age: float = Field(
+        1800.0, ge=1, description="a stream is asked to reconnect after this, jittered, seconds"
+    )
 
     answers_kept: float = Field(86_400.0, ge=3600, description="how long an answer to a request_id is kept, seconds")
     deleted_kept: float = Field(30 * 86_400.0, ge=60, description="how long a soft-deleted user is kept, seconds")
 
     drain_time: float = Field(5.0, ge=0, le=300, description="what streams get to end at a shutdown, seconds")
-    reconnect_spread: float = Field(3.0, ge=0, le=300, description="drained clients reconnect spread over this, seconds")
+    reconnect_spread: float = Field(
+        3.0, ge=0, le=300, description="drained clients reconnect spread over this, seconds"
+    )
     grace: float = Field(10.0, ge=0, le=300, description="what running calls get at a shutdown, seconds")

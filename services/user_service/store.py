@@ -1,7 +1,7 @@
 """The SQL of the group commit: lock and read (`begin`), write and COMMIT (`commit`), and what became of it (`outcome`).
 
-Statements are built by SQLAlchemy Core, compiled at import, and run by psycopg on the writer's own connection. Each is run once
-for a batch, with arrays: what a statement costs is paid once for all its users.
+Statements are built by SQLAlchemy Core, compiled at import, and run by psycopg on the writer's own connection. Each is
+run once for a batch, with arrays: what a statement costs is paid once for all its users.
 """
 
 from __future__ import annotations
@@ -111,7 +111,14 @@ def _rows(**columns: TypeEngine[Any]) -> Any:
 
 
 _new = _rows(
-    id=_UUID, username=Text(), email=Text(), email_key=Text(), display_name=Text(), locale=Text(), time_zone=Text(), labels=Text()
+    id=_UUID,
+    username=Text(),
+    email=Text(),
+    email_key=Text(),
+    display_name=Text(),
+    locale=Text(),
+    time_zone=Text(),
+    labels=Text(),
 )
 _insert_users = insert(users).from_select(
     [*_new.c.keys(), "version", "create_time", "update_time"],
@@ -167,8 +174,8 @@ _insert_answers = insert(answers).from_select(
 )
 _advance_feed = update(feed).values(head_position=_bind("head", BigInteger()), head_time=_bind("now", _TIME))
 
-# Everything a batch writes is one statement, for each costs a round through psycopg: one for batches that only create, one for
-# the others.
+# Everything a batch writes is one statement, for each costs a round through psycopg: one for batches that only create,
+# one for the others.
 _WRITE_CREATED = sql(
     _advance_feed.add_cte(_insert_users.cte("new_users"), _insert_events.cte("events"), _insert_answers.cte("kept"))
 )
@@ -181,6 +188,7 @@ _WRITE_ANY = sql(
     )
 )
 _XACT_STATUS = "SELECT pg_xact_status(%(xid)s::xid8)"
+
 
 @dataclass(frozen=True, slots=True)
 class Locked:

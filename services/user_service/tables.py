@@ -1,4 +1,6 @@
-"""The tables of the users database, as this release needs them. Migrations bring a database here; `alembic check` compares."""
+"""The tables of the users database, as this release needs them. Migrations bring a database here; `alembic check`
+compares.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Keeps the window at the head of the log: this process's commits at once, those of other replicas after a hint or a poll.
+"""Keeps the window at the head of the log: this process's commits at once, those of other replicas after a hint or a
+poll.
 
-Positions become visible in order, for every batch of every replica commits under the feed's lock. So the events after the
-window's head, read in one statement, always continue it; anything else is a broken log, which ends the process. NOTIFY is only
-a hint that arrives sooner than the next poll: it is sent after a commit on a connection of its own, many commits to one.
+Positions become visible in order, for every batch of every replica commits under the feed's lock. So the events after
+the window's head, read in one statement, always continue it; anything else is a broken log, which ends the process.
+NOTIFY is only a hint that arrives sooner than the next poll: it is sent after a commit on a connection of its own, many
+commits to one.
 """
 
 from __future__ import annotations

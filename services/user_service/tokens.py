@@ -1,7 +1,7 @@
 """Opaque tokens: where a stream stands and which history it has seen, and where a list goes on.
 
-A resume token is bound to its log, to the event at its position and to what the stream selects, so that after a restore or a
-failover a cursor is refused instead of skipping silently.
+A resume token is bound to its log, to the event at its position and to what the stream selects, so that after a restore
+or a failover a cursor is refused instead of skipping silently.
 """
 
 from __future__ import annotations

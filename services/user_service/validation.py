@@ -29,7 +29,8 @@ CALLER_FIELDS = ("username", "email", "display_name", "locale", "time_zone", "la
 _USERNAME = re.compile(r"[a-z0-9._-]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _TIME_ZONES = frozenset(zoneinfo.available_timezones())
-# Local parts that email-validator leaves as they are, of the kind that nearly all addresses have. Others take the long way.
+# Local parts that email-validator leaves as they are, of the kind that nearly all addresses have. Others take the long
+# way.
 _PLAIN_LOCAL_PART = re.compile(r"(?=.{1,64}@)[a-z0-9_+-]+(\.[a-z0-9_+-]+)*@")
 _LONGEST_PLAIN_ADDRESS = 200
 
@@ -49,8 +50,8 @@ def _domain(text: str) -> tuple[str, str] | None:
 def email(text: str, path: str, violations: Violations) -> tuple[str, str]:
     """The normalized address and its key, `("", "")` if it is refused.
 
-    Addresses are what `email_validator.validate_email(check_deliverability=False)` accepts; the domain, its slow part, is
-    remembered.
+    Addresses are what `email_validator.validate_email(check_deliverability=False)` accepts; the domain, its slow part,
+    is remembered.
     """
     plain = _PLAIN_LOCAL_PART.match(text)
     if plain and len(text) <= _LONGEST_PLAIN_ADDRESS and (domain := _domain(text[plain.end() :])) is not None:
@@ -168,7 +169,9 @@ def _uuid(text: str) -> uuid.UUID | None:
 
 
 def mask(paths: list[str]) -> tuple[str, ...]:
-    """The fields of an update mask in the order of their numbers; INVALID_ARGUMENT names a path that is none of them."""
+    """The fields of an update mask in the order of their numbers; INVALID_ARGUMENT names a path that is none of
+    them.
+    """
     if not paths:
         raise invalid(Violation("update_mask", f"is required: any of {', '.join(CALLER_FIELDS)}"))
     unknown = [path for path in paths if path not in CALLER_FIELDS]

@@ -1,11 +1,12 @@
 """One stream of WatchUsers: where it begins, what it sends next, how it ends.
 
-A stream is a position. Near the head it takes what follows from the window; further back from pages of Postgres. It is never cut
-off for being slow: each message is awaited before the next is made, so it holds one message in memory and delays nobody.
+A stream is a position. Near the head it takes what follows from the window; further back from pages of Postgres. It is
+never cut off for being slow: each message is awaited before the next is made, so it holds one message in memory and
+delays nobody.
 
-Every message says what it has passed (`previous_position`, `position`) and carries a token, except inside an atomic group. The
-stream starts with a bookmark, offers a token at least every bookmark interval, and ends, at a shutdown or when it has become
-old, with a bookmark and a drain.
+Every message says what it has passed (`previous_position`, `position`) and carries a token, except inside an atomic
+group. The stream starts with a bookmark, offers a token at least every bookmark interval, and ends, at a shutdown or
+when it has become old, with a bookmark and a drain.
 """
 
 from __future__ import annotations

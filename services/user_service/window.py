@@ -1,9 +1,9 @@
 """The newest events in memory, and who waits for more of them.
 
-The window always holds a contiguous run of committed events that ends at `head`, bounded in bytes. There is no queue per
-subscriber: a stream keeps a position and takes what follows it from here (`after`), or learns that it has fallen out of the
-window (`covers`). Waiting streams are woken together, and the more of them there are the less often, for a gRPC message costs
-about the same however little it carries.
+The window always holds a contiguous run of committed events that ends at `head`, bounded in bytes. There is no queue
+per subscriber: a stream keeps a position and takes what follows it from here (`after`), or learns that it has fallen
+out of the window (`covers`). Waiting streams are woken together, and the more of them there are the less often, for a
+gRPC message costs about the same however little it carries.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """The group commit: one writer per process turns waiting units into transactions of the feed.
 
-A batch is one transaction in three steps: lock the feed's row, then read all that the batch must know; decide and encode; write
-everything and COMMIT in one flush. Batches of all replicas run one after another, so every decision rests on plain reads, and
-positions are dense and in commit order.
+A batch is one transaction in three steps: lock the feed's row, then read all that the batch must know; decide and
+encode; write everything and COMMIT in one flush. Batches of all replicas run one after another, so every decision rests
+on plain reads, and positions are dense and in commit order.
 
 What always holds:
 - Units that share a user, a name, an address or a request_id are never in one batch; the later one waits for the next.
 - A unit's refusal is its own; the rest of the batch goes on.
-- A caller is answered only when the outcome is known. After a lost connection `pg_xact_status` is asked, by the transaction's id
-  noted before COMMIT; only a transaction known to be aborted is tried again, and only for callers that still wait.
+- A caller is answered only when the outcome is known. After a lost connection `pg_xact_status` is asked, by the
+  transaction's id noted before COMMIT; only a transaction known to be aborted is tried again, and only for callers that
+  still wait.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ _SESSION: dict[str, str | int] = {
 _TRIES = 3
 _QUEUED_WITHOUT_DATABASE = 5.0
 _LONGEST_RECONNECT = 1.0
+_LULL = 0.002  # seconds without an arrival that end a linger
+_LONE = 2  # units in two batches that one caller alone can account for
 
 
 class _UnknownOutcomeError(Exception):
@@ -95,10 +98,12 @@ class Writer:
         self._closed = False
         self._connection: Connection | None = None
         self._notices: list[str] = []
-        self._expected = 1
+        self._committed_units = 1
 
     async def submit(self, unit: Unit) -> list[bytes]:
-        """Returns the serialized answer for each item once the unit is committed. Raises the ServiceError it is refused with."""
+        """Returns the serialized answer for each item once the unit is committed. Raises the ServiceError it is
+        refused with.
+        """
         if self._closed:
             raise errors.shutting_down()
         if self._queued + len(unit.items) > self._queue_limit:
@@ -124,15 +129,11 @@ class Writer:
         """Commits batch after batch."""
         try:
             while True:
-                if not self._queue:
-                    self._idle.set()
-                    self._arrived.clear()
-                    await self._arrived.wait()
                 await self._gather()
                 batch = self._take()
                 if batch:
-                    self._expected = len(batch)
                     await self._commit(batch)
+                    self._committed_units = len(batch)
         finally:
             if self._connection is not None:
                 await self._connection.close()
@@ -140,18 +141,23 @@ class Writer:
     # Gathering a batch
 
     async def _gather(self) -> None:
-        """Lingers while fewer units wait than the batch before had: its callers are likely back in a moment."""
-        if self._linger <= 0 or len(self._queue) >= self._expected:
+        """Waits for the first unit, then lingers for as long as others keep arriving: a commit costs much, a unit
+        little.
+
+        A lone caller never waits. Others are at work if the batch before held, or left behind, more than one unit.
+        """
+        if not self._queue:
+            self._idle.set()
+            self._arrived.clear()
+            await self._arrived.wait()
+        if len(self._queue) + self._committed_units <= _LONE:
             return
         loop = asyncio.get_running_loop()
         until = loop.time() + self._linger
-        while len(self._queue) < min(self._expected, self._batch_limit) and loop.time() < until:
-            self._arrived.clear()
-            try:
-                async with asyncio.timeout_at(until):
-                    await self._arrived.wait()
-            except TimeoutError:
-                return
+        waiting = 0
+        while waiting < len(self._queue) < self._batch_limit and loop.time() < until:
+            waiting = len(self._queue)
+            await asyncio.sleep(_LULL)
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -241,7 +247,9 @@ class Writer:
                 waiting.answers.set_result(answers)
 
     async def _is_committed(self, xid: str) -> bool:
-        """What became of a transaction whose COMMIT may have been sent. Raises _UnknownOutcomeError if it cannot be learnt."""
+        """What became of a transaction whose COMMIT may have been sent. Raises _UnknownOutcomeError if it cannot be
+        learnt.
+        """
         deadline = time.monotonic() + self._unknown_outcome_wait
         while time.monotonic() < deadline:
             try:
@@ -289,9 +297,7 @@ class Writer:
                     )
                     previous = None if change.previous is None else change.previous.SerializeToString()
                     plan.changes.append(change)
-                    plan.entries.append(
-                        Entry(position, event_id.bytes, nth == last, moment.time, element, previous)
-                    )
+                    plan.entries.append(Entry(position, event_id.bytes, nth == last, moment.time, element, previous))
                 if decision.item.request_id is not None and decision.answer is None:
                     key = (decision.item.request_id, unit.caller, unit.method)
                     plan.kept.append(store.Answer(key, decision.item.body_hash, answer))

@@ -31,15 +31,28 @@ KEEPALIVE = {
 }
 
 _DIALECT = dialect.dialect()  # type: ignore[no-untyped-call]
+_NUMBERED_DIALECT = dialect.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 
 
 def sql(statement: ClauseElement) -> str:
     """The text of a Core statement with psycopg's named placeholders. Bind values at execution, by name."""
-    compiled = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
+    return _compile(statement, _DIALECT)[0]
+
+
+def numbered_sql(statement: ClauseElement) -> tuple[str, tuple[str, ...]]:
+    """The text of a Core statement with Postgres' own placeholders ($1 ...), and the names of its parameters in
+    order.
+    """
+    text, compiled = _compile(statement, _NUMBERED_DIALECT)
+    return text, tuple(compiled.positiontup or ())
+
+
+def _compile(statement: ClauseElement, for_dialect: Any) -> tuple[str, Any]:
+    compiled: Any = statement.compile(dialect=for_dialect)
     literals = [name for name, value in compiled.params.items() if value is not None]
     if literals:
         raise ValueError(f"values are bound at execution, but the statement has literals: {sorted(literals)}")
-    return str(compiled)
+    return str(compiled), compiled
 
 
 def _conninfo(url: str, application: str, session: dict[str, str | int]) -> str:

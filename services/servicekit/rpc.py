@@ -26,6 +26,8 @@ from servicekit.tasks import Background
 
 log = logs.get(__name__)
 
+_SETTLE = 0.25
+
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 
 OPTIONS: tuple[tuple[str, Any], ...] = (
@@ -215,9 +217,9 @@ async def serve(
 ) -> int:
     """Serves until SIGTERM, SIGINT or the death of a background loop. Returns the exit code.
 
-    Readiness follows `is_ready`. `drain` asks the service's streams to end and returns when they have, or gives up by
-    itself. `grace` (seconds) is what running calls get after that. `finish` ends what calls have left behind, before
-    the background loops are stopped.
+    Readiness follows `is_ready`. At the end `drain` asks the service's streams to end and returns when they have, or
+    gives up by itself; `finish` then answers what calls wait for and refuses new work; what still runs gets `grace`
+    seconds.
     """
     try:
         port = made.add_insecure_port(address)
@@ -245,9 +247,12 @@ async def serve(
     except TimeoutError:
         log.warning("health watchers did not take the news in time")
     await drain()
-    await made.stop(grace)
     if finish is not None:
         await finish()
+    # Calls that were received but not begun yet would be cancelled by `stop`, a status that no client retries: let them
+    # be begun and refused.
+    await asyncio.sleep(_SETTLE)
+    await made.stop(grace)
     await background.stop()
     log.info("stopped")
     return 1 if background.failure else 0

@@ -54,6 +54,7 @@ async def _serve(settings: UserServiceSettings, url: str, queries: Pool, history
     writer = Writer(
         url,
         tailer.committed,
+        tailer.hint,
         batch_limit=settings.batch_limit,
         linger=settings.linger,
         queue_limit=settings.queue_limit,

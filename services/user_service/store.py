@@ -1,6 +1,6 @@
 """The SQL of the group commit: lock and read (`begin`), write and COMMIT (`commit`), and what became of it (`outcome`).
 
-Statements are built by SQLAlchemy Core, compiled at import, and run by psycopg on the writer's own connection. Each is
+Statements are built by SQLAlchemy Core, compiled at import, and prepared on the writer's own connection. Each is
 run once for a batch, with arrays: what a statement costs is paid once for all its users.
 """
 
@@ -38,8 +38,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 from sqlalchemy.sql.type_api import TypeEngine
 
-from servicekit import arrays
-from servicekit.database import Connection, sql
+from servicekit import arrays, flush
+from servicekit.database import Connection
+from servicekit.flush import Call, statement
 from tidings.users.v1 import users_pb2
 from user_service.domain import AnswerKey, Change, Known, Row, field_bits
 from user_service.events import Entry, shard_hash
@@ -76,20 +77,23 @@ def _held_by_another(column: str) -> Any:
 
 
 # A statement's snapshot is older than the lock it waits for: the lock comes first, in a statement of its own.
-_LOCK_FEED = sql(
+_LOCK_FEED = statement(
+    "lock_feed",
     select(
         feed.c.head_position,
         func.greatest(feed.c.head_time, func.clock_timestamp()),
         cast(func.pg_current_xact_id(), Text),
-    ).with_for_update()
+    ).with_for_update(),
 )
-_READ_ROWS = sql(
+_READ_ROWS = statement(
+    "read_rows",
     select(*USER_COLUMNS, _held_by_another("username"), _held_by_another("email_key")).where(
         users.c.id == any_(_array("ids", _UUID))
-    )
+    ),
 )
 # Who has the wanted names, and what was answered before, in one statement; unused columns are NULL.
-_READ_TAKEN = sql(
+_READ_TAKEN = statement(
+    "read_taken",
     union_all(
         select(users.c.id, users.c.username, _null(Text()), *_no_answer).where(
             _is_living, users.c.username == any_(_array("usernames", Text()))
@@ -100,7 +104,7 @@ _READ_TAKEN = sql(
         select(answers.c.request_id, _null(Text()), _null(Text()), *_answer_columns).where(
             answers.c.request_id == any_(_array("request_ids", _UUID))
         ),
-    )
+    ),
 )
 
 
@@ -176,17 +180,26 @@ _advance_feed = update(feed).values(head_position=_bind("head", BigInteger()), h
 
 # Everything a batch writes is one statement, for each costs a round through psycopg: one for batches that only create,
 # one for the others.
-_WRITE_CREATED = sql(
-    _advance_feed.add_cte(_insert_users.cte("new_users"), _insert_events.cte("events"), _insert_answers.cte("kept"))
+_WRITE_CREATED = statement(
+    "write_created",
+    _advance_feed.add_cte(_insert_users.cte("new_users"), _insert_events.cte("events"), _insert_answers.cte("kept")),
 )
-_WRITE_ANY = sql(
+_WRITE_ANY = statement(
+    "write_any",
     _advance_feed.add_cte(
         _insert_users.cte("new_users"),
         _update_users.cte("changed_users"),
         _insert_events.cte("events"),
         _insert_answers.cte("kept"),
-    )
+    ),
 )
+_BEGIN = statement("begin", "BEGIN")
+_COMMIT = statement("commit", "COMMIT")
+_ROLLBACK = statement("rollback", "ROLLBACK")
+
+# What the writer's connection prepares.
+STATEMENTS = (_BEGIN, _LOCK_FEED, _READ_TAKEN, _READ_ROWS, _WRITE_CREATED, _WRITE_ANY, _COMMIT, _ROLLBACK)
+
 _XACT_STATUS = "SELECT pg_xact_status(%(xid)s::xid8)"
 
 
@@ -226,27 +239,22 @@ async def begin(connection: Connection, lookups: Lookups) -> tuple[Locked, Known
         "email_keys": arrays.texts(lookups.email_keys),
         "request_ids": arrays.uuids(lookups.request_ids),
     }
-    rows = None
-    async with connection.pipeline():
-        await connection.execute("BEGIN")
-        lock = await connection.execute(_LOCK_FEED, binary=True)
-        taken = await connection.execute(_READ_TAKEN, wanted, binary=True)
-        if lookups.ids:
-            rows = await connection.execute(_READ_ROWS, {"ids": arrays.uuids(lookups.ids)}, binary=True)
-    locked = await lock.fetchone()
-    if locked is None:
+    calls = [Call(_BEGIN, {}), Call(_LOCK_FEED, {}), Call(_READ_TAKEN, wanted)]
+    if lookups.ids:
+        calls.append(Call(_READ_ROWS, {"ids": arrays.uuids(lookups.ids)}))
+    _, locked, taken, *rows = await flush.run(connection, calls)
+    if not locked:
         raise LookupError("the feed's row is missing: the schema is not complete")
-    for id_, username, email_key, caller, method, body_hash, response in await taken.fetchall():
+    for id_, username, email_key, caller, method, body_hash, response in taken:
         if username is not None:
             known.usernames[username] = id_
         elif email_key is not None:
             known.email_keys[email_key] = id_
         else:
             known.answers[(id_, caller, method)] = (body_hash, response)
-    if rows is not None:
-        for row in await rows.fetchall():
-            known.rows[row[0]] = Row(user_of(row), row[3], row[12], row[13], row[14])
-    return Locked(*locked), known
+    for row in rows[0] if rows else ():
+        known.rows[row[0]] = Row(user_of(row), row[3], row[12], row[13], row[14])
+    return Locked(*locked[0]), known
 
 
 def _user_arrays(changes: Sequence[Change], prefix: str = "") -> dict[str, Any]:
@@ -306,9 +314,13 @@ async def commit(
     }
     if changed:
         values |= _changed_arrays(changed)
-    async with connection.pipeline():
-        await connection.execute(_WRITE_ANY if changed else _WRITE_CREATED, values)
-        await connection.execute("COMMIT")
+    write = Call(_WRITE_ANY if changed else _WRITE_CREATED, values)
+    await flush.run(connection, [write, Call(_COMMIT, {})])
+
+
+async def roll_back(connection: Connection) -> None:
+    """Ends the transaction of a batch that writes nothing."""
+    await flush.run(connection, [Call(_ROLLBACK, {})])
 
 
 async def outcome(connection: Connection, xid: str) -> str | None:

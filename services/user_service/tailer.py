@@ -61,6 +61,10 @@ class Tailer:
             for first in [first for first in self._pending if first <= self._window.head]:
                 del self._pending[first]
 
+    def hint(self) -> None:
+        """Something may have been committed that nobody has told of."""
+        self._hint.set()
+
     async def run(self) -> None:
         """Reads what follows the window's head: at a hint, or when the poll interval is over."""
         delay = 0.05

@@ -132,12 +132,12 @@ def caller_fields(
     if "labels" in fields and given.labels:
         _labels(given, f"{path}.labels", violations)
         user.labels.update(given.labels)
-        if user.ByteSize() > LARGEST_USER:
-            raise ResourceExhaustedError(
-                f"{path}: is {user.ByteSize()} bytes encoded, the limit is {LARGEST_USER}",
-                reason="USER_TOO_LARGE",
-                metadata={"field": path, "limit_bytes": str(LARGEST_USER)},
-            )
+    if user.ByteSize() > LARGEST_USER:
+        raise ResourceExhaustedError(
+            f"{path}: is {user.ByteSize()} bytes encoded, the limit is {LARGEST_USER}",
+            reason="USER_TOO_LARGE",
+            metadata={"field": path, "limit_bytes": str(LARGEST_USER)},
+        )
     return user, key
 
 

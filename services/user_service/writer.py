@@ -24,7 +24,7 @@ from datetime import timedelta
 import psycopg
 from uuid_utils.compat import uuid7
 
-from servicekit import database, logs
+from servicekit import database, flush, logs
 from servicekit.database import Connection
 from servicekit.errors import ServiceError
 from user_service import domain, errors, events, reads, store
@@ -76,6 +76,7 @@ class Writer:
         self,
         url: str,
         committed: Callable[[list[Entry]], None],
+        in_doubt: Callable[[], None],
         *,
         batch_limit: int,
         linger: float,
@@ -85,6 +86,7 @@ class Writer:
     ) -> None:
         self._url = url
         self._committed = committed
+        self._in_doubt = in_doubt
         self._batch_limit = batch_limit
         self._linger = linger
         self._queue_limit = queue_limit
@@ -199,6 +201,7 @@ class Writer:
             try:
                 await self._transact(connection, batch)
             except _UnknownOutcomeError:
+                self._in_doubt()
                 _refuse(batch, errors.outcome_unknown())
                 await self._disconnect()
                 return
@@ -229,7 +232,7 @@ class Writer:
         locked, known = await store.begin(connection, _lookups(batch))
         plan = self._plan(batch, locked, known)
         if not plan.entries and not plan.kept:
-            await connection.execute("ROLLBACK")
+            await store.roll_back(connection)
         else:
             self._notices.clear()
             try:
@@ -313,6 +316,7 @@ class Writer:
             try:
                 connection = await database.connect(self._url, APPLICATION, **_SESSION)
                 connection.add_notice_handler(self._note)
+                await flush.prepare(connection, store.STATEMENTS)
                 self._connection = connection
             except psycopg.OperationalError as error:
                 log.warning("no connection for writing", error=str(error).strip(), retry_seconds=delay)

@@ -1,0 +1,99 @@
+"""Ways to talk to a user service, and to read what it answers."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from tests.harness import ServiceProcess
+from tidings.users.v1 import users_pb2, users_pb2_grpc
+
+if TYPE_CHECKING:
+    Stub = users_pb2_grpc.UserServiceAsyncStub
+else:
+    Stub = users_pb2_grpc.UserServiceStub
+
+_numbers = itertools.count(1)
+
+
+def user(**fields: object) -> users_pb2.User:
+    """A valid user that no other call makes."""
+    number = next(_numbers)
+    given = {"username": f"user-{number}", "email": f"user-{number}@example.com", **fields}
+    return users_pb2.User(**given)  # type: ignore[arg-type]
+
+
+def create(request_id: str | None = None, **fields: object) -> users_pb2.CreateUserRequest:
+    """A request to create such a user, with a request_id of its own unless one is given."""
+    return users_pb2.CreateUserRequest(
+        user=user(**fields), request_id=str(uuid.uuid4()) if request_id is None else request_id
+    )
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a refused call says."""
+
+    code: grpc.StatusCode
+    reason: str
+    metadata: dict[str, str]
+    fields: list[str]
+    message: str
+
+
+def refusal(error: grpc.aio.AioRpcError) -> Refusal:
+    """Reads the details of an error."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details if status else ():
+        detail.Unpack(info)
+        detail.Unpack(bad)
+    fields = [violation.field for violation in bad.field_violations]
+    return Refusal(error.code(), info.reason, dict(info.metadata), fields, error.details() or "")
+
+
+async def refused(call: object) -> Refusal:
+    """Awaits a call that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call  # type: ignore[misc]
+    return refusal(caught.value)
+
+
+def stub_of(service: ServiceProcess) -> Stub:
+    """A stub on a channel of its own; closed with the event loop."""
+    channel = grpc.aio.insecure_channel(
+        service.address,
+        options=[("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)],
+    )
+    return Stub(channel)
+
+
+async def replay(stub: Stub, token: str = "", **fields: object) -> list[users_pb2.UserEvent]:
+    """All events from the earliest, or after a token, up to the head; checks that nothing is missing between messages."""
+    start: dict[str, object] = {"resume_token": token} if token else {"earliest": {}}
+    stream = stub.WatchUsers(users_pb2.WatchUsersRequest(**start, **fields))  # type: ignore[arg-type]
+    events: list[users_pb2.UserEvent] = []
+    position = None
+    async for message in stream:
+        if position is None:
+            assert message.HasField("bookmark")
+            assert message.resume_token
+            position = message.position
+        assert message.previous_position == position
+        for event in message.events:
+            position += 1
+            assert event.position == position
+            events.append(event)
+        assert message.position == position
+        if message.HasField("caught_up"):
+            stream.cancel()
+            return events
+    raise AssertionError("the stream ended")

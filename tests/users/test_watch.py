@@ -1,0 +1,229 @@
+"""WatchUsers: where a stream begins, what it is told, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+
+from tests.harness import Database, Databases, ServiceProcess, Services, until
+from tests.users.calls import Stub, create, refused, replay, stub_of
+from tidings.users.v1 import users_pb2
+
+Request = users_pb2.WatchUsersRequest
+
+
+async def _refused(stub: Stub, request: users_pb2.WatchUsersRequest) -> tuple[str, str]:
+    said = await refused(stub.WatchUsers(request).read())
+    return said.code.name, said.reason
+
+
+async def _events(
+    stream: AsyncIterator[users_pb2.WatchUsersResponse], count: int
+) -> list[users_pb2.WatchUsersResponse]:
+    """The messages up to the one that completes `count` events."""
+    messages, events = [], 0
+    async for message in stream:
+        messages.append(message)
+        events += len(message.events)
+        if events >= count:
+            return messages
+    raise AssertionError("the stream ended")
+
+
+async def test_an_empty_feed_begins_with_a_bookmark(stub: Stub) -> None:
+    for start in ({"earliest": {}}, {"now": {}}):
+        stream = stub.WatchUsers(Request(**start))  # type: ignore[arg-type]
+        first, second = await stream.read(), await stream.read()
+        stream.cancel()
+        assert first.HasField("bookmark")
+        assert (first.position, first.bookmark.head_position) == (0, 0)
+        assert first.resume_token
+        assert second.caught_up.position == 0
+
+
+async def test_now_sends_only_what_comes_after(stub: Stub) -> None:
+    await stub.CreateUser(create())
+    stream = stub.WatchUsers(Request(now={}))
+    assert (await stream.read()).position == 1
+    assert (await stream.read()).HasField("caught_up")
+    second = await stub.CreateUser(create())
+    message = await stream.read()
+    assert [event.user for event in message.events] == [second]
+    assert (message.previous_position, message.position) == (1, 2)
+    stream.cancel()
+
+
+async def test_a_token_of_any_message_resumes_right_after_it(stub: Stub) -> None:
+    for _ in range(30):
+        await stub.CreateUser(create())
+    stream = stub.WatchUsers(Request(earliest={}, max_batch=7))
+    messages = await _events(stream, 30)
+    stream.cancel()
+    for message in messages:
+        rest = await replay(stub, message.resume_token)
+        assert [event.position for event in rest] == list(range(message.position + 1, 31))
+
+
+async def test_a_token_is_good_on_another_replica_and_after_a_restart(
+    services: Services, users_database: Database
+) -> None:
+    one, two = await services.users(users_database).start(), await services.users(users_database).start()
+    first, second = stub_of(one), stub_of(two)
+    for _ in range(5):
+        await first.CreateUser(create())
+    stream = first.WatchUsers(Request(earliest={}, max_batch=2))
+    token = (await _events(stream, 2))[-1].resume_token
+    stream.cancel()
+    assert [event.position for event in await replay(second, token)] == [3, 4, 5]
+    assert await one.stop() == 0
+    await one.restart()
+    assert [event.position for event in await replay(stub_of(one), token)] == [3, 4, 5]
+
+
+async def test_an_idle_stream_offers_a_token_every_interval(stub: Stub) -> None:
+    await stub.CreateUser(create())
+    stream = stub.WatchUsers(Request(now={}, bookmark_interval={"seconds": 1}))
+    marks = [(await stream.read()).WhichOneof("mark") for _ in range(4)]
+    stream.cancel()
+    assert marks == ["bookmark", "caught_up", "bookmark", "bookmark"]
+
+
+async def test_a_stream_older_than_the_window_reads_from_postgres(services: Services, users_database: Database) -> None:
+    service = await services.users(users_database, window_bytes=1 << 20, page_cache_bytes=0).start()
+    stub = stub_of(service)
+    large = {f"key-{n}": "v" * 250 for n in range(30)}
+    batch = [create(labels=large) for _ in range(200)]
+    await stub.BatchCreateUsers(users_pb2.BatchCreateUsersRequest(requests=batch))
+    for _ in range(5):
+        await asyncio.gather(*(stub.CreateUser(create(labels=large)) for _ in range(20)))
+    stream = stub.WatchUsers(Request(earliest={}))
+    positions = []
+    async for message in stream:
+        assert message.ByteSize() < 1 << 20
+        positions += [event.position for event in message.events]
+        # Two megabytes of one group are several messages, and only the last of them may be resumed from.
+        assert bool(message.resume_token) == (message.position == 0 or message.position >= 200)
+        if message.HasField("caught_up"):
+            break
+    stream.cancel()
+    assert positions == list(range(1, 301))
+
+
+async def test_bad_requests_are_refused_with_a_reason(stub: Stub) -> None:
+    await stub.CreateUser(create())
+    stream = stub.WatchUsers(Request(earliest={}))
+    token = (await _events(stream, 1))[-1].resume_token
+    stream.cancel()
+    assert await _refused(stub, Request()) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    assert await _refused(stub, Request(resume_token="nonsense")) == ("INVALID_ARGUMENT", "BAD_TOKEN")
+    assert await _refused(stub, Request(resume_token="ä")) == ("INVALID_ARGUMENT", "BAD_TOKEN")
+    assert await _refused(stub, Request(resume_token=token[:-4])) == ("INVALID_ARGUMENT", "BAD_TOKEN")
+    late = Request(earliest={}, bookmark_interval={"seconds": 400}, max_batch=20_000)
+    assert (await refused(stub.WatchUsers(late).read())).fields == ["bookmark_interval", "max_batch"]
+    assert await _refused(stub, Request(snapshot={})) == ("UNIMPLEMENTED", "UNIMPLEMENTED")
+    assert await _refused(stub, Request(earliest={}, shard={"count": 2})) == ("UNIMPLEMENTED", "UNIMPLEMENTED")
+
+
+async def test_tokens_of_another_log_or_history_are_refused(services: Services, databases: Databases) -> None:
+    ours, other = await databases.users(), await databases.users()
+    here, there = await services.users(ours).start(), await services.users(other).start()
+    token = ""
+    for stub in (stub_of(there), stub_of(here)):
+        for _ in range(3):
+            await stub.CreateUser(create())
+        stream = stub.WatchUsers(Request(earliest={}))
+        messages = await _events(stream, 3)
+        stream.cancel()
+        if not token:
+            token = messages[-1].resume_token
+    assert await _refused(stub_of(here), Request(resume_token=token)) == ("FAILED_PRECONDITION", "FOREIGN_TOKEN")
+
+    # A restore from a backup: the log goes on from an earlier position, with other events.
+    mine = messages[-1].resume_token
+    assert await here.stop() == 0
+    await ours.fetch("DELETE FROM user_events WHERE position = 3")
+    await ours.fetch("UPDATE feed SET head_position = 2")
+    await here.restart()
+    assert await _refused(stub_of(here), Request(resume_token=mine)) == ("FAILED_PRECONDITION", "FUTURE_TOKEN")
+    await stub_of(here).CreateUser(create())
+    assert await _refused(stub_of(here), Request(resume_token=mine)) == ("FAILED_PRECONDITION", "DIVERGED_TOKEN")
+
+
+async def test_a_hole_in_the_log_is_never_passed(services: Services, users_database: Database) -> None:
+    service = await services.users(users_database).start()
+    for _ in range(5):
+        await stub_of(service).CreateUser(create())
+    assert await service.stop() == 0
+    await users_database.fetch("DELETE FROM user_events WHERE position = 3")
+    await service.restart()
+    stub = stub_of(service)
+    stream = stub.WatchUsers(Request(earliest={}))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for message in stream:
+            assert not message.events
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "position" not in (caught.value.details() or "")
+
+    async def unready() -> bool:
+        return not await service.is_ready()
+
+    await until(unready, what="readiness is off")
+
+
+async def test_sigterm_drains_every_stream(services: Services, users_database: Database) -> None:
+    service = await services.users(users_database).start()
+    stub = stub_of(service)
+    await stub.CreateUser(create())
+    streams = [stub.WatchUsers(Request(earliest={})) for _ in range(5)]
+    for stream in streams:
+        await _events(stream, 1)
+    service.send(signal.SIGTERM)
+    for stream in streams:
+        rest = [message async for message in stream]
+        assert [message.WhichOneof("mark") for message in rest][-2:] == ["bookmark", "drain"]
+        assert rest[-1].resume_token
+        assert "shutting down" in rest[-1].drain.reason
+        assert await stream.code() is grpc.StatusCode.OK
+    assert await service.wait() == 0
+
+
+async def test_an_old_stream_is_asked_to_reconnect(services: Services, users_database: Database) -> None:
+    service = await services.users(users_database, max_stream_age=1).start()
+    stream = stub_of(service).WatchUsers(Request(now={}))
+    messages = [message async for message in stream]
+    assert messages[-1].WhichOneof("mark") == "drain"
+    assert await stream.code() is grpc.StatusCode.OK
+
+
+async def test_a_stream_that_stops_reading_delays_nobody(services: Services, users_database: Database) -> None:
+    service = await services.users(users_database, window_bytes=1 << 20).start()
+    stub = stub_of(service)
+    stuck = stub_of(service).WatchUsers(Request(earliest={}))
+    unread = aiter(stuck)
+    await anext(unread)
+    large = {f"key-{n}": "v" * 250 for n in range(30)}
+    reader = stub.WatchUsers(Request(now={}))
+    for _ in range(10):
+        await asyncio.gather(*(stub.CreateUser(create(labels=large)) for _ in range(50)))
+    positions = [event.position for message in await _events(reader, 500) for event in message.events]
+    assert positions == list(range(1, 501))
+    reader.cancel()
+    # It goes on where it stood, out of Postgres, and is told so.
+    rest = await _events(unread, 500)
+    assert [event.position for message in rest for event in message.events] == list(range(1, 501))
+    stuck.cancel()
+
+
+async def test_a_process_serves_on_after_its_streams_were_cancelled(service: ServiceProcess, stub: Stub) -> None:
+    for _ in range(20):
+        streams = [stub.WatchUsers(Request(earliest={})) for _ in range(10)]
+        for stream in streams:
+            await stream.read()
+            stream.cancel()
+    await stub.CreateUser(create())
+    assert len(await replay(stub)) == 1
+    assert not [record for record in service.records if record.get("level") == "error"]

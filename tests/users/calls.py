@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -28,7 +28,7 @@ def user(**fields: object) -> users_pb2.User:
     """A valid user that no other call makes."""
     number = next(_numbers)
     given = {"username": f"user-{number}", "email": f"user-{number}@example.com", **fields}
-    return users_pb2.User(**given)  # type: ignore[arg-type]
+    return users_pb2.User(**given)
 
 
 def create(request_id: str | None = None, **fields: object) -> users_pb2.CreateUserRequest:
@@ -51,7 +51,7 @@ class Refusal:
 
 def refusal(error: grpc.aio.AioRpcError) -> Refusal:
     """Reads the details of an error."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    status = rpc_status.from_call(error)
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     for detail in status.details if status else ():
         detail.Unpack(info)
@@ -76,8 +76,15 @@ def stub_of(service: ServiceProcess) -> Stub:
     return Stub(channel)
 
 
+async def read(stream: Any) -> users_pb2.WatchUsersResponse:
+    """The next message of a stream that goes on."""
+    message = await stream.read()
+    assert isinstance(message, users_pb2.WatchUsersResponse), "the stream ended"
+    return message
+
+
 async def replay(stub: Stub, token: str = "", **fields: object) -> list[users_pb2.UserEvent]:
-    """All events from the earliest, or after a token, up to the head; checks that nothing is missing between messages."""
+    """All events from the earliest, or after a token, up to the head; nothing may be missing between messages."""
     start: dict[str, object] = {"resume_token": token} if token else {"earliest": {}}
     stream = stub.WatchUsers(users_pb2.WatchUsersRequest(**start, **fields))  # type: ignore[arg-type]
     events: list[users_pb2.UserEvent] = []

@@ -95,7 +95,8 @@ async def test_refusals_name_the_field_and_store_nothing(stub: Stub, users_datab
     update, get = users_pb2.UpdateUserRequest, users_pb2.GetUserRequest
     cases = [
         (stub.CreateUser(create(username="A")), "INVALID_ARGUMENT", "INVALID_FIELD", ["user.username"]),
-        (stub.CreateUser(create(email="x", locale="?")), "INVALID_ARGUMENT", "INVALID_FIELD", ["user.email", "user.locale"]),
+        (stub.CreateUser(create(email="x", locale="?")), "INVALID_ARGUMENT", "INVALID_FIELD",
+         ["user.email", "user.locale"]),
         (stub.CreateUser(create(request_id="7")), "INVALID_ARGUMENT", "INVALID_FIELD", ["request_id"]),
         (stub.CreateUser(users_pb2.CreateUserRequest()), "INVALID_ARGUMENT", "INVALID_FIELD",
          ["user", "user.username", "user.email"]),
@@ -106,7 +107,8 @@ async def test_refusals_name_the_field_and_store_nothing(stub: Stub, users_datab
         (stub.UpdateUser(update(user={"id": taken.id})), "INVALID_ARGUMENT", "INVALID_FIELD", ["update_mask"]),
         (stub.UpdateUser(update(user={"id": taken.id}, update_mask={"paths": ["version"]})), "INVALID_ARGUMENT",
          "INVALID_FIELD", ["update_mask"]),
-        (stub.UpdateUser(update(user={"id": taken.id, "version": 9}, update_mask=mask)), "ABORTED", "STALE_VERSION", []),
+        (stub.UpdateUser(update(user={"id": taken.id, "version": 9}, update_mask=mask)), "ABORTED", "STALE_VERSION",
+         []),
         (stub.DeleteUser(users_pb2.DeleteUserRequest(id=taken.id, version=2)), "ABORTED", "STALE_VERSION", []),
         (stub.UndeleteUser(users_pb2.UndeleteUserRequest(id=nobody)), "NOT_FOUND", "USER_NOT_FOUND", []),
         (stub.GetUser(get(id=nobody)), "NOT_FOUND", "USER_NOT_FOUND", []),
@@ -226,7 +228,7 @@ async def test_lists_are_paged_and_filtered(stub: Stub) -> None:
     async def names(**fields: object) -> list[str]:
         found, token = [], ""
         while True:
-            page = await stub.ListUsers(users_pb2.ListUsersRequest(page_size=2, page_token=token, **fields))  # type: ignore[arg-type]
+            page = await stub.ListUsers(users_pb2.ListUsersRequest(page_size=2, page_token=token, **fields))
             assert len(page.users) <= 2
             found += [listed.username for listed in page.users]
             token = page.next_page_token

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from tests.harness import Database, Databases, ServiceProcess, Services, until
-from tests.users.calls import Stub, create, refused, replay, stub_of
+from tests.users.calls import Stub, create, read, refused, replay, stub_of
 from tidings.users.v1 import users_pb2
 
 Request = users_pb2.WatchUsersRequest
@@ -35,9 +35,10 @@ async def _events(
 
 
 async def test_an_empty_feed_begins_with_a_bookmark(stub: Stub) -> None:
-    for start in ({"earliest": {}}, {"now": {}}):
-        stream = stub.WatchUsers(Request(**start))  # type: ignore[arg-type]
-        first, second = await stream.read(), await stream.read()
+    starts: list[dict[str, object]] = [{"earliest": {}}, {"now": {}}]
+    for start in starts:
+        stream = stub.WatchUsers(Request(**start))
+        first, second = await read(stream), await read(stream)
         stream.cancel()
         assert first.HasField("bookmark")
         assert (first.position, first.bookmark.head_position) == (0, 0)
@@ -48,10 +49,10 @@ async def test_an_empty_feed_begins_with_a_bookmark(stub: Stub) -> None:
 async def test_now_sends_only_what_comes_after(stub: Stub) -> None:
     await stub.CreateUser(create())
     stream = stub.WatchUsers(Request(now={}))
-    assert (await stream.read()).position == 1
-    assert (await stream.read()).HasField("caught_up")
+    assert (await read(stream)).position == 1
+    assert (await read(stream)).HasField("caught_up")
     second = await stub.CreateUser(create())
-    message = await stream.read()
+    message = await read(stream)
     assert [event.user for event in message.events] == [second]
     assert (message.previous_position, message.position) == (1, 2)
     stream.cancel()
@@ -87,7 +88,7 @@ async def test_a_token_is_good_on_another_replica_and_after_a_restart(
 async def test_an_idle_stream_offers_a_token_every_interval(stub: Stub) -> None:
     await stub.CreateUser(create())
     stream = stub.WatchUsers(Request(now={}, bookmark_interval={"seconds": 1}))
-    marks = [(await stream.read()).WhichOneof("mark") for _ in range(4)]
+    marks = [(await read(stream)).WhichOneof("mark") for _ in range(4)]
     stream.cancel()
     assert marks == ["bookmark", "caught_up", "bookmark", "bookmark"]
 
@@ -161,10 +162,10 @@ async def test_a_hole_in_the_log_is_never_passed(services: Services, users_datab
     await users_database.fetch("DELETE FROM user_events WHERE position = 3")
     await service.restart()
     stub = stub_of(service)
-    stream = stub.WatchUsers(Request(earliest={}))
+    said = stub.WatchUsers(Request(earliest={}))
+    assert not (await read(said)).events
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for message in stream:
-            assert not message.events
+        await read(said)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert "position" not in (caught.value.details() or "")
 
@@ -222,7 +223,7 @@ async def test_a_process_serves_on_after_its_streams_were_cancelled(service: Ser
     for _ in range(20):
         streams = [stub.WatchUsers(Request(earliest={})) for _ in range(10)]
         for stream in streams:
-            await stream.read()
+            await read(stream)
             stream.cancel()
     await stub.CreateUser(create())
     assert len(await replay(stub)) == 1

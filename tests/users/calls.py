@@ -86,7 +86,7 @@ async def read(stream: Any) -> users_pb2.WatchUsersResponse:
 async def replay(stub: Stub, token: str = "", **fields: object) -> list[users_pb2.UserEvent]:
     """All events from the earliest, or after a token, up to the head; nothing may be missing between messages."""
     start: dict[str, object] = {"resume_token": token} if token else {"earliest": {}}
-    stream = stub.WatchUsers(users_pb2.WatchUsersRequest(**start, **fields))  # type: ignore[arg-type]
+    stream = stub.WatchUsers(users_pb2.WatchUsersRequest(**start, **fields))
     events: list[users_pb2.UserEvent] = []
     position = None
     async for message in stream:

@@ -1,0 +1,1 @@
+"""Benchmarks: each compares in one run, so that a ratio holds on whatever machine it runs."""

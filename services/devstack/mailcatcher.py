@@ -3,8 +3,8 @@
 Layout of the mail directory, which programs may read at any time:
 - one file per accepted message, named `<sequence>.eml` with eight digits, rising in the order of acceptance;
 - a file is complete as soon as it has that name, never changes and is never replaced; a message accepted twice is two;
-- it holds one header `X-Envelope-From`, one header `X-Envelope-To` per recipient, then the message as it came, with
-  CRLF line ends;
+- it begins with one line `X-Envelope-From: ADDRESS` and one line `X-Envelope-To: ADDRESS` per recipient, in UTF-8, then
+  comes the message as it was sent; lines end with CRLF;
 - nothing else in the directory counts.
 The client gets its 250 after the file has its name, so that a kill at any instruction loses no accepted message. Not
 flushed to the disk: a power cut may lose the newest.

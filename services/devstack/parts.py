@@ -55,7 +55,8 @@ def reach(host: str) -> str:
     return _WILDCARDS.get(host, host)
 
 
-async def _ask_health(address: str) -> str | None:
+async def ask_health(address: str) -> str | None:
+    """Asks a gRPC server for its readiness: None, or why it is not ready."""
     # Imported late: most of the start-up time of this process, and spent while Postgres starts.
     import grpc.aio
     from grpc_health.v1 import health_pb2
@@ -75,7 +76,8 @@ async def _ask_health(address: str) -> str | None:
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
-async def _ask_smtp(host: str, port: int) -> str | None:
+async def ask_smtp(host: str, port: int) -> str | None:
+    """Asks an SMTP server for its greeting: None, or why it is not ready."""
     try:
         async with asyncio.timeout(_ASK_TIMEOUT):
             reader, writer = await asyncio.open_connection(host, port)
@@ -131,7 +133,7 @@ def mail_part(settings: DevstackSettings, console: Console) -> Part:
     """The mail catcher."""
 
     async def ready() -> str | None:
-        return await _ask_smtp(reach(settings.host), settings.smtp_port)
+        return await ask_smtp(reach(settings.host), settings.smtp_port)
 
     return _process(settings, console, MAIL, ("devstack", "mail-catcher"), {}, ready)
 
@@ -161,10 +163,10 @@ def service_parts(settings: DevstackSettings, console: Console, server: postgres
         "TIDINGS_NOTIFICATIONS_SMTP_PORT": str(settings.smtp_port),
     }
     return (
-        _process(settings, console, USERS, ("user_service", "serve"), users, lambda: _ask_health(users_at)),
+        _process(settings, console, USERS, ("user_service", "serve"), users, lambda: ask_health(users_at)),
         _process(
             settings, console, NOTIFICATIONS, ("notification_service", "serve"), notifications,
-            lambda: _ask_health(notifications_at),
+            lambda: ask_health(notifications_at),
         ),
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ import os
 import pwd
 import shlex
 import shutil
+import subprocess
 import tempfile
 import time
 import warnings
@@ -81,6 +82,8 @@ class Postgres:
                 self.directory, "pg_ctl", "stop", "-w", "-t", "30", "-m", mode, "-D", str(self.directory)
             )
             if code == 0:
+                # pg_ctl waits for the pid file; the process ends a moment later.
+                await self.ended()
                 return
 
 
@@ -89,7 +92,7 @@ def _is_alive(pid: int, directory: Path) -> bool:
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and str(directory) in process.cmdline()
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return False
 
 
@@ -180,11 +183,8 @@ async def start(directory: Path, flags: Mapping[str, str] = FLAGS) -> Postgres:
         socket_dir = find_suitable_socket_dir(directory, PostgresServer.runtime_path)
         if socket_dir != directory and os.geteuid() == 0:
             socket_dir.chmod(0o777)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         raise StartError(str(error)) from error
-    except Exception as error:
-        # The wheel lets subprocess errors through; their message holds the command, its output is logged.
-        raise StartError(f"initdb failed: {error}") from error
     log = directory / "log"
     _rotate(log)
     options = ["-h", "", "-k", str(socket_dir)]

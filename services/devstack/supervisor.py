@@ -182,23 +182,29 @@ async def keep(part: Part, console: Console, late_after: float, ready: Callable[
 
 
 @contextlib.asynccontextmanager
-async def kept(*parts: Part, console: Console, late_after: float, failed: asyncio.Future[None]) -> AsyncIterator[None]:
-    """Keeps parts running: entered once all are ready, left once all are gone. A failure is put into `failed`."""
+async def kept(
+    *parts: Part, console: Console, late_after: float, failed: asyncio.Future[None]
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Keeps parts running until it is left; then all are gone. Gives a wait until all have become ready once.
+
+    A part's failure is put into `failed`.
+    """
 
     def note(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) and not failed.done():
             failed.set_exception(error)
 
     ready = {part.name: asyncio.Event() for part in parts}
-    tasks = [
-        asyncio.create_task(keep(part, console, late_after, ready[part.name].set), name=part.name) for part in parts
-    ]
+
+    async def all_ready() -> None:
+        for event in ready.values():
+            await event.wait()
+
+    tasks = [asyncio.create_task(keep(part, console, late_after, ready[part.name].set)) for part in parts]
     for task in tasks:
         task.add_done_callback(note)
     try:
-        for event in ready.values():
-            await event.wait()
-        yield
+        yield all_ready
     finally:
         for task in tasks:
             task.cancel()

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +128,22 @@ async def _up(settings: DevstackSettings, console: Console, failed: asyncio.Futu
     began = time.monotonic()
     servers: list[postgres.Postgres] = []
 
-    def layer(*members: Part) -> contextlib.AbstractAsyncContextManager[None]:
-        return kept(*members, console=console, late_after=settings.late_after, failed=failed)
-
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(layer(parts.postgres_part(settings, console, servers.append)))
+
+        async def keep(*members: Part) -> Callable[[], Awaitable[None]]:
+            layer = kept(*members, console=console, late_after=settings.late_after, failed=failed)
+            return await stack.enter_async_context(layer)
+
+        postgres_ready = await keep(parts.postgres_part(settings, console, servers.append))
+        await postgres_ready()
         server = servers[0]
         following = asyncio.create_task(postgres.follow_log(server.log_path, console, parts.POSTGRES))
         await stack.enter_async_context(_background(following))
+        mail_ready = await keep(parts.mail_part(settings, console))
         await parts.migrate(settings, console, server)
-        await stack.enter_async_context(layer(parts.mail_part(settings, console)))
-        await stack.enter_async_context(layer(*parts.service_parts(settings, console, server)))
+        services_ready = await keep(*parts.service_parts(settings, console, server))
+        await mail_ready()
+        await services_ready()
         console.block(_welcome(settings, server, time.monotonic() - began))
         await asyncio.Event().wait()
 

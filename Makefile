@@ -1,0 +1,132 @@
+# Everything a developer does with this repository. `make` lists the targets; each sets up what it needs by itself.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+BIN := .venv/bin
+STAMP := .venv/.tidings-setup
+PROTOS = $(shell cd protos && find . -name '*.proto' | sed 's,^\./,,' | LC_ALL=C sort)
+# The plugins for mypy's stubs are found on PATH.
+PROTOC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos
+GENERATED := tidings/users/v1 tidings/notifications/v1
+CODE := services migrations tests examples bench
+# Arguments for pytest: `make test ARGS="tests/devstack -k mail"`.
+ARGS ?=
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: $(STAMP) ## make .venv with everything that uv.lock names (a no-op when up to date)
+
+# uv is taken from PATH, else from PyPI into .uv/, by whichever of venv and pip --target this Python has. A .venv that works
+# keeps its Python.
+$(STAMP): pyproject.toml uv.lock
+	@python=; \
+	for candidate in python3 python3.14 python3.13 python3.12 python3.11; do \
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			python=$$(command -v "$$candidate"); break; \
+		fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "error: Tidings needs Python 3.11 or newer; this machine has $$(python3 --version 2>/dev/null || echo none)." >&2; \
+		echo "       Debian, Ubuntu: apt-get install python3.11 python3.11-venv; or see https://www.python.org/downloads/" >&2; \
+		exit 1; \
+	fi; \
+	uv=$$(command -v uv || true); \
+	if [ -z "$$uv" ] || ! "$$uv" --version >/dev/null 2>&1; then \
+		uv=.uv/bin/uv; \
+		if ! "$$uv" --version >/dev/null 2>&1; then \
+			echo "setup: getting uv from PyPI"; \
+			rm -rf .uv; \
+			if "$$python" -m venv .uv >/dev/null 2>&1; then \
+				.uv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'; \
+			else \
+				rm -rf .uv; \
+				"$$python" -m pip install --quiet --disable-pip-version-check --target .uv 'uv>=0.5' || { \
+					echo "error: $$python has neither venv nor pip. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
+			fi; \
+			echo '*' > .uv/.gitignore; \
+		fi; \
+	fi; \
+	echo "setup: .venv from uv.lock"; \
+	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=; fi; \
+	"$$uv" sync --quiet --locked --all-extras $${python:+--python "$$python"}
+	@touch $@
+
+.PHONY: run
+run: setup ## the whole system in the foreground; Ctrl-C stops it, the data stays in .tidings/
+	@exec $(BIN)/python -m devstack run
+
+.PHONY: test
+test: setup ## every test that needs no cluster; ARGS="..." for pytest
+	$(BIN)/pytest $(ARGS)
+
+.PHONY: check
+check: check-code check-imports check-protos check-migrations ## everything that CI checks besides the tests
+
+.PHONY: check-code
+check-code: setup
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy $(wildcard $(CODE))
+
+.PHONY: check-imports
+check-imports: setup
+	$(BIN)/lint-imports
+
+# Compatibility is held against the newest release; a shallow clone without tags has none to compare with.
+.PHONY: check-protos
+check-protos: setup
+	$(BIN)/buf lint
+	@if tag=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); then \
+		echo "buf breaking against $$tag"; $(BIN)/buf breaking --against ".git#tag=$$tag"; \
+	fi
+	@out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; \
+	$(PROTOC) --python_out="$$out" --grpc_python_out="$$out" --mypy_out=quiet:"$$out" --mypy_grpc_out=quiet:"$$out" $(PROTOS); \
+	for package in $(GENERATED); do \
+		diff -r -x __pycache__ -x __init__.py "$$out/$$package" "services/$$package" || { \
+			echo "error: the generated code is not that of protos/; run: make proto" >&2; exit 1; }; \
+	done; \
+	echo "generated code is up to date"
+
+# What does not apply here: the runner sets both timeouts and repeats a failed revision as a whole; sizes are chosen.
+STYLE := require-lock-timeout,require-statement-timeout,prefer-robust-stmts,prefer-text-field,prefer-bigint-over-int,prefer-bigint-over-smallint
+# What may lock a table for long, and did in the founding revisions, which no deployment with traffic has ever run.
+LOCKS := adding-not-nullable-field,ban-drop-constraint,ban-drop-default,constraint-missing-not-valid,disallowed-unique-constraint,require-concurrent-index-creation
+FOUNDING := users:0003 notifications:0001
+
+.PHONY: check-migrations
+check-migrations: setup
+	@out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; \
+	for entry in $(FOUNDING); do \
+		name=$${entry%:*} last=$${entry#*:}; \
+		$(BIN)/python -m migrations sql "$$name" > "$$out/$$name.sql"; \
+		sed -n "/^-- Running upgrade $$last -> /,\$$p" "$$out/$$name.sql" > "$$out/$$name-later.sql"; \
+		$(BIN)/squawk --pg-version 18.0 --exclude "$(STYLE),$(LOCKS)" "$$out/$$name.sql"; \
+		if [ -s "$$out/$$name-later.sql" ]; then \
+			$(BIN)/squawk --pg-version 18.0 --exclude "$(STYLE)" "$$out/$$name-later.sql"; \
+		fi; \
+	done
+	$(BIN)/pytest -q tests/migrations -k "tables_of_the_code or up_down_up"
+
+.PHONY: fmt
+fmt: setup ## format, and fix what the linter can fix
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: proto
+proto: setup ## generate the Python code of protos/
+	$(PROTOC) --python_out=services --grpc_python_out=services --mypy_out=quiet:services --mypy_grpc_out=quiet:services $(PROTOS)
+
+.PHONY: bench
+bench: setup ## the benchmarks: `name: value unit` lines, JSON in bench/results/
+	$(BIN)/python -m bench $(ARGS)
+
+.PHONY: clean
+clean: ## remove caches and .venv; data in .tidings/ stays
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -not -path './.tidings/*' -exec rm -rf {} +

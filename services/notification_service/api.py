@@ -1,0 +1,146 @@
+"""NotificationService as callers see it: checks a request, asks the reads or the streams, and answers."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+import psycopg
+
+from notification_service import errors, reads, tokens, watch
+from notification_service.domain import State
+from notification_service.watch import Streams
+from servicekit import rpc
+from servicekit.database import Connection, Pool
+from servicekit.errors import Violation, invalid
+from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+_DEFAULT_BOOKMARK_INTERVAL = 10.0
+_END = (1 << 63) - 1
+
+
+class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
+    """The servicer."""
+
+    def __init__(self, pool: Pool, streams: Streams) -> None:
+        self._pool = pool
+        self._streams = streams
+
+    async def ListNotifications(
+        self, request: notifications_pb2.ListNotificationsRequest, context: _Context
+    ) -> notifications_pb2.ListNotificationsResponse:
+        asked = request.filter
+        filters = _ids(user_id=asked.user_id, event_id=asked.event_id)
+        if asked.category:
+            filters["category"] = asked.category
+        size, selection, before = _page(request, filters)
+        async with self._connection() as connection:
+            found = await reads.list_notifications(connection, filters, before, size + 1)
+        return notifications_pb2.ListNotificationsResponse(
+            notifications=found[:size],
+            next_page_token=_next_page([one.position for one in found], size, selection),
+        )
+
+    async def ListDeliveries(
+        self, request: notifications_pb2.ListDeliveriesRequest, context: _Context
+    ) -> notifications_pb2.ListDeliveriesResponse:
+        asked = request.filter
+        filters = _ids(user_id=asked.user_id, notification_id=asked.notification_id)
+        if asked.channel:
+            filters["channel"] = asked.channel
+        if asked.state:
+            if asked.state not in {int(state) for state in State}:
+                raise invalid(Violation("filter.state", "is no state of a delivery"))
+            filters["state"] = int(asked.state)
+        size, selection, before = _page(request, filters)
+        async with self._connection() as connection:
+            found = await reads.list_deliveries(connection, filters, before, size + 1)
+        return notifications_pb2.ListDeliveriesResponse(
+            deliveries=[one.delivery for one in found[:size]],
+            next_page_token=_next_page([one.position for one in found], size, selection),
+        )
+
+    async def GetInbox(self, request: notifications_pb2.GetInboxRequest, context: _Context) -> notifications_pb2.Inbox:
+        async with self._connection() as connection:
+            return await reads.inbox_state(connection)
+
+    async def WatchNotifications(
+        self, request: notifications_pb2.WatchNotificationsRequest, context: _Context
+    ) -> AsyncIterator[notifications_pb2.WatchNotificationsResponse]:
+        async for message in self._streams.stream(_watch_request(request)):
+            yield message
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        try:
+            async with self._pool.connection() as connection:
+                yield connection
+        except psycopg.OperationalError as error:
+            raise errors.database_unavailable() from error
+
+
+def _ids(**texts: str) -> dict[str, Any]:
+    """The ids of a filter that are set."""
+    ids: dict[str, Any] = {}
+    violations = []
+    for name, text in texts.items():
+        if not text:
+            continue
+        try:
+            ids[name] = uuid.UUID(text)
+        except ValueError:
+            violations.append(Violation(f"filter.{name}", "must be a UUID"))
+    if violations:
+        raise invalid(*violations)
+    return ids
+
+
+def _page(
+    request: notifications_pb2.ListNotificationsRequest | notifications_pb2.ListDeliveriesRequest,
+    filters: dict[str, Any],
+) -> tuple[int, bytes, int]:
+    """Size, selection and upper end of a page."""
+    size = rpc.page_size(request.page_size)
+    parts: Iterable[str] = (f"{name}={filters[name]}" for name in sorted(filters))
+    selection = tokens.selection_hash(type(request).__name__, *parts)
+    before = tokens.decode("page_token", request.page_token, selection) if request.page_token else _END
+    return size, selection, before
+
+
+def _next_page(positions: list[int], size: int, selection: bytes) -> str:
+    if len(positions) <= size:
+        return ""
+    return tokens.encode("page_token", positions[size - 1], selection)
+
+
+def _watch_request(request: notifications_pb2.WatchNotificationsRequest) -> watch.Request:
+    start = request.WhichOneof("start")
+    if start is None:
+        raise invalid(Violation("start", "is required: one of resume_token, earliest, now"))
+    user_id = None
+    if request.user_id:
+        try:
+            user_id = uuid.UUID(request.user_id)
+        except ValueError:
+            raise invalid(Violation("user_id", "must be a UUID")) from None
+    interval = _DEFAULT_BOOKMARK_INTERVAL
+    if request.HasField("bookmark_interval"):
+        interval = request.bookmark_interval.ToTimedelta().total_seconds()
+    if not 1 <= interval <= 300:
+        raise invalid(Violation("bookmark_interval", "must be 1 s to 5 min"))
+    selection = tokens.selection_hash("WatchNotifications", str(user_id or ""))
+    return watch.Request(
+        start=tokens.decode("resume_token", request.resume_token, selection)
+        if start == "resume_token"
+        else "now"
+        if start == "now"
+        else "earliest",
+        user_id=user_id,
+        selection=selection,
+        bookmark_interval=interval,
+    )

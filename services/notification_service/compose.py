@@ -1,0 +1,190 @@
+"""From an event to its notifications: which rules match, who is told over which channel, and in what words.
+
+Pure: the same event, rules, templates and endpoints make the same ids and contents. What cannot be rendered does not
+stop the event: its delivery is made without content and says why, and an in-app notification leaves that channel.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC
+from functools import cache
+from typing import Any
+
+from notification_service import domain
+from notification_service.channels.email import Mail, message_id
+from notification_service.configfile import InvalidConfigError
+from notification_service.domain import EMAIL, IN_APP, WEBHOOK, Delivery, Notification
+from notification_service.endpoints import Endpoint
+from notification_service.rules import Rule
+from notification_service.templates import Plain, RenderError, Templates
+from servicekit import logs
+from tidings.users.v1 import users_pb2
+
+log = logs.get(__name__)
+
+_TIMES = ("create_time", "update_time", "delete_time", "purge_time")
+
+
+@dataclass(frozen=True, slots=True)
+class Composer:
+    """All that decides what an event becomes."""
+
+    rules: Sequence[Rule]
+    templates: Templates
+    endpoints: Sequence[Endpoint]
+    sender: str
+
+    def check(self) -> None:
+        """Raises InvalidConfigError, with a line per problem, if a rule's template cannot be used."""
+        problems = []
+        for rule in self.rules:
+            try:
+                if EMAIL in rule.channels or IN_APP in rule.channels:
+                    self.templates.check(rule.template, html=EMAIL in rule.channels)
+            except RenderError as error:
+                problems.append(f"rule {rule.name!r}: {error}")
+        if problems:
+            raise InvalidConfigError("\n".join(problems))
+
+    def compose(self, event: users_pb2.UserEvent) -> list[Notification]:
+        """What an event becomes; nothing, if no rule matches it."""
+        matching = [rule for rule in self.rules if rule.matches(event)]
+        if not matching:
+            return []
+        view = _view(event)
+        return [self._notification(rule, event, view) for rule in matching]
+
+    def _notification(self, rule: Rule, event: users_pb2.UserEvent, view: dict[str, Any]) -> Notification:
+        event_id = uuid.UUID(event.id)
+        notification_id = domain.notification_id(event_id, rule.name)
+        channels, subject, body = rule.channels, "", ""
+
+        @cache
+        def say(which: str) -> Plain:
+            return self.templates.plain(rule.template, _to(view, which))
+
+        if IN_APP in channels:
+            try:
+                subject, body = say("current").subject, say("current").text
+            except RenderError as error:
+                log.error("in-app notification dropped", rule=rule.name, event_id=event.id, reason=str(error))
+                channels = tuple(channel for channel in channels if channel != IN_APP)
+        deliveries = [
+            *(self._mails(rule, notification_id, view, say) if EMAIL in channels else ()),
+            *(self._webhooks(rule, notification_id, event, view) if WEBHOOK in channels else ()),
+        ]
+        return Notification(
+            id=notification_id,
+            user_id=uuid.UUID(event.user.id),
+            event_id=event_id,
+            event_position=event.position,
+            rule=rule.name,
+            category=rule.category,
+            template=rule.template,
+            channels=channels,
+            subject=subject,
+            body=body,
+            trace_parent=event.trace_parent,
+            trace_state=event.trace_state,
+            deliveries=tuple(deliveries),
+        )
+
+    def _mails(
+        self, rule: Rule, notification_id: uuid.UUID, view: dict[str, Any], say: Callable[[str], Plain]
+    ) -> Iterator[Delivery]:
+        told: set[str] = set()
+        for which in rule.recipients:
+            context = _to(view, which)
+            address = context["recipient"]["address"]
+            if not address or address.casefold() in told:
+                continue
+            told.add(address.casefold())
+            delivery_id = domain.delivery_id(notification_id, EMAIL, address)
+            key = message_id(delivery_id, self.sender)
+            try:
+                said = say(which)
+                html = self.templates.html(rule.template, context)
+            except RenderError as error:
+                yield Delivery(delivery_id, EMAIL, address, key, problem=str(error))
+                continue
+            content = Mail(context["name"], said.subject, said.text, html).encode()
+            yield Delivery(delivery_id, EMAIL, address, key, content)
+
+    def _webhooks(
+        self, rule: Rule, notification_id: uuid.UUID, event: users_pb2.UserEvent, view: dict[str, Any]
+    ) -> Iterator[Delivery]:
+        kind = users_pb2.UserEvent.Type.Name(event.type)
+        wanting = [endpoint for endpoint in self.endpoints if endpoint.wants(kind, rule.category)]
+        if not wanting:
+            return
+        content = _payload(rule, notification_id, event, view)
+        for endpoint in wanting:
+            delivery_id = domain.delivery_id(notification_id, WEBHOOK, endpoint.url)
+            yield Delivery(delivery_id, WEBHOOK, endpoint.url, str(delivery_id), content)
+
+
+def _view(event: users_pb2.UserEvent) -> dict[str, Any]:
+    """An event as templates see it, but for whom it is said to."""
+    return {
+        "user": _user_view(event.user),
+        "previous": _user_view(event.previous) if event.HasField("previous") else None,
+        "event": {
+            "type": users_pb2.UserEvent.Type.Name(event.type),
+            "time": event.commit_time.ToDatetime(tzinfo=UTC),
+            "position": event.position,
+            "changed_fields": list(event.changed_fields),
+            "actor": event.actor,
+        },
+    }
+
+
+def _user_view(user: users_pb2.User) -> dict[str, Any]:
+    view: dict[str, Any] = {
+        "id": user.id,
+        "username": user.username,
+        "email": user.email,
+        "display_name": user.display_name,
+        "locale": user.locale,
+        "time_zone": user.time_zone,
+        "labels": dict(user.labels),
+        "version": user.version,
+    }
+    for field in _TIMES:
+        view[field] = getattr(user, field).ToDatetime(tzinfo=UTC) if user.HasField(field) else None  # type: ignore[arg-type]
+    return view
+
+
+def _to(view: dict[str, Any], which: str) -> dict[str, Any]:
+    """The view for one recipient."""
+    user = view["previous" if which == "previous" else "user"] or {}
+    name = user.get("display_name") or user.get("username") or ""
+    return view | {"name": name, "recipient": {"address": user.get("email", ""), "which": which}}
+
+
+def _payload(rule: Rule, notification_id: uuid.UUID, event: users_pb2.UserEvent, view: dict[str, Any]) -> bytes:
+    """The body of a webhook, made once: its bytes are stored and sent as they are."""
+    payload = {
+        "type": f"user.{view['event']['type'].lower()}",
+        "timestamp": event.commit_time.ToJsonString(),
+        "data": {
+            "notification": {"id": str(notification_id), "rule": rule.name, "category": rule.category},
+            "event": {
+                "id": event.id,
+                "position": event.position,
+                "changed_fields": view["event"]["changed_fields"],
+                "actor": event.actor,
+            },
+            "user": _user_json(event.user, view["user"]),
+            "previous": _user_json(event.previous, view["previous"]) if view["previous"] else None,
+        },
+    }
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _user_json(user: users_pb2.User, view: dict[str, Any]) -> dict[str, Any]:
+    times = {field: getattr(user, field).ToJsonString() if view[field] else None for field in _TIMES}
+    return view | {"labels": dict(sorted(view["labels"].items()))} | times

@@ -1,0 +1,63 @@
+"""TOML files of the operator: read once at start, refused with lines that name the file, the entry and the problem."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Entry(BaseModel):
+    """One table of a file's only list."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    name: str
+
+
+class InvalidConfigError(Exception):
+    """A file cannot be used; the message has one line per problem."""
+
+
+AnyEntry = TypeVar("AnyEntry", bound=Entry)
+
+
+def read(path: Path, key: str, kind: type[AnyEntry]) -> tuple[AnyEntry, ...]:
+    """The entries of `[[key]]` of a file, each with a name of its own."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidConfigError(f"{path}: {error}") from None
+    unknown = sorted(set(content) - {key})
+    tables = content.get(key, [])
+    if unknown or not isinstance(tables, list):
+        raise InvalidConfigError(
+            f"{path}: has [[{key}]] tables and nothing else, but found: {', '.join(unknown) or key}"
+        )
+    entries: list[AnyEntry] = []
+    problems: list[str] = []
+    for number, table in enumerate(tables, 1):
+        label = _label(key, number, table)
+        try:
+            entry = kind.model_validate(table)
+        except ValidationError as error:
+            problems += [f"{path}: {label}: {_where(detail['loc'])}{detail['msg']}" for detail in error.errors()]
+            continue
+        if any(entry.name == other.name for other in entries):
+            problems.append(f"{path}: {label}: another one has this name")
+        entries.append(entry)
+    if problems:
+        raise InvalidConfigError("\n".join(problems))
+    return tuple(entries)
+
+
+def _label(key: str, number: int, table: Any) -> str:
+    singular = key.removesuffix("s")
+    name = table.get("name") if isinstance(table, dict) else None
+    return f"{singular} {name!r}" if isinstance(name, str) else f"{singular} number {number}"
+
+
+def _where(loc: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in loc) + ": " if loc else ""

@@ -1,0 +1,115 @@
+"""What the service keeps: notifications, each made by one rule from one event, and deliveries, each to one target.
+
+Ids are derived, not drawn: whoever processes an event again makes the same ids, so nothing can be made twice.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum
+
+from tidings.notifications.v1 import notifications_pb2
+
+EMAIL = "email"
+IN_APP = "in_app"
+WEBHOOK = "webhook"
+CHANNELS = (EMAIL, IN_APP, WEBHOOK)
+
+
+class State(IntEnum):
+    """Delivery.State, as stored."""
+
+    PENDING = notifications_pb2.Delivery.PENDING
+    DELIVERED = notifications_pb2.Delivery.DELIVERED
+    PARKED = notifications_pb2.Delivery.PARKED
+
+
+class Result(IntEnum):
+    """Delivery.Attempt.Outcome, as stored."""
+
+    SUCCEEDED = notifications_pb2.Delivery.Attempt.SUCCEEDED
+    FAILED = notifications_pb2.Delivery.Attempt.FAILED
+    REFUSED = notifications_pb2.Delivery.Attempt.REFUSED
+    UNKNOWN = notifications_pb2.Delivery.Attempt.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A delivery to be stored. One without content is parked at once, for the reason in `problem`."""
+
+    id: uuid.UUID
+    channel: str
+    target: str
+    idempotency_key: str
+    content: bytes = b""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """A notification to be stored with its deliveries."""
+
+    id: uuid.UUID
+    user_id: uuid.UUID
+    event_id: uuid.UUID
+    event_position: int
+    rule: str
+    category: str
+    template: str
+    channels: tuple[str, ...]
+    subject: str
+    body: str
+    trace_parent: str
+    trace_state: str
+    deliveries: tuple[Delivery, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far the user feed is processed, and how many notifications and deliveries that made."""
+
+    log_id: uuid.UUID | None
+    resume_token: str | None
+    position: int
+    notification_position: int
+    delivery_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A delivery that this process may attempt now, as attempt `number`."""
+
+    id: uuid.UUID
+    number: int
+    channel: str
+    target: str
+    idempotency_key: str
+    content: bytes
+    create_time: datetime
+    trace_parent: str
+    trace_state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an attempt ended and what that makes of its delivery; `delay` (seconds) is until the next attempt."""
+
+    id: uuid.UUID
+    number: int
+    result: Result
+    code: int
+    detail: str
+    state: State
+    delay: float
+
+
+def notification_id(event_id: uuid.UUID, rule: str) -> uuid.UUID:
+    """The id of what a rule makes of an event."""
+    return uuid.uuid5(event_id, rule)
+
+
+def delivery_id(notification: uuid.UUID, channel: str, target: str) -> uuid.UUID:
+    """The id of a notification's delivery to a target."""
+    return uuid.uuid5(notification, f"{channel}:{target}")

@@ -1,0 +1,255 @@
+"""The SQL that only reads: lists, the tail of the notifications, the state of the inbox.
+
+Each filter of a list is served by an index, each page is one statement. A list with other filters is another
+statement, made once: a condition that may be absent would spoil the plan.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import (
+    BigInteger,
+    Integer,
+    Select,
+    SmallInteger,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    func,
+    literal_column,
+    select,
+)
+
+from notification_service.domain import IN_APP, State
+from notification_service.tables import attempts, deliveries, inbox, notifications
+from servicekit.database import Connection, sql
+from tidings.notifications.v1 import notifications_pb2
+
+_note, _delivery, _attempt = notifications.c, deliveries.c, attempts.c
+
+_NOTIFICATION_COLUMNS = (
+    _note.id,
+    _note.position,
+    _note.user_id,
+    _note.event_id,
+    _note.event_position,
+    _note.rule,
+    _note.category,
+    _note.template,
+    _note.channels,
+    _note.subject,
+    _note.body,
+    _note.create_time,
+    _note.trace_parent,
+    _note.trace_state,
+)
+_DELIVERY_COLUMNS = (
+    _delivery.position,
+    _delivery.id,
+    _delivery.notification_id,
+    _delivery.user_id,
+    _delivery.event_id,
+    _delivery.channel,
+    _delivery.target,
+    _delivery.state,
+    _delivery.idempotency_key,
+    _delivery.create_time,
+    _delivery.next_attempt_time,
+    _delivery.end_time,
+    _delivery.trace_parent,
+)
+_ATTEMPT_COLUMNS = (
+    _attempt.number,
+    _attempt.outcome,
+    _attempt.code,
+    _attempt.detail,
+    _attempt.start_time,
+    _attempt.end_time,
+)
+
+_BEFORE = bindparam("before", type_=BigInteger)
+_LIMIT = bindparam("most", type_=Integer)
+
+
+def _filtered(statement: Select[Any], columns: Any, names: frozenset[str]) -> Select[Any]:
+    kinds = {name: columns[name].type for name in names}
+    return statement.where(*(columns[name] == bindparam(name, type_=kinds[name]) for name in sorted(names)))
+
+
+@cache
+def _list_notifications(names: frozenset[str]) -> str:
+    statement = select(*_NOTIFICATION_COLUMNS).where(_note.position < _BEFORE)
+    return sql(_filtered(statement, _note, names).order_by(_note.position.desc()).limit(_LIMIT))
+
+
+@cache
+def _list_deliveries(names: frozenset[str]) -> str:
+    statement = select(*_DELIVERY_COLUMNS).where(_delivery.position < _BEFORE)
+    page = _filtered(statement, _delivery, names).order_by(_delivery.position.desc()).limit(_LIMIT).subquery("page")
+    return sql(
+        select(page, *_ATTEMPT_COLUMNS)
+        .outerjoin_from(page, attempts, _attempt.delivery_id == page.c.id)
+        .order_by(page.c.position.desc(), _attempt.number)
+    )
+
+
+@cache
+def _tail(of_one_user: bool) -> str:
+    statement = select(*_NOTIFICATION_COLUMNS).where(
+        _note.position > bindparam("after", type_=BigInteger),
+        _note.position <= bindparam("upto", type_=BigInteger),
+        bindparam("channel", type_=Text) == any_(_note.channels),
+    )
+    if of_one_user:
+        statement = statement.where(_note.user_id == bindparam("user_id", type_=Uuid))
+    return sql(statement.order_by(_note.position).limit(_LIMIT))
+
+
+_HEAD = sql(select(inbox.c.notification_position))
+
+_PENDING = literal_column(str(int(State.PENDING)), SmallInteger)
+_PARKED = literal_column(str(int(State.PARKED)), SmallInteger)
+_INBOX = sql(
+    select(
+        inbox.c.log_id,
+        inbox.c.position,
+        inbox.c.position_time,
+        inbox.c.notification_position,
+        inbox.c.delivery_position,
+        select(func.count()).select_from(deliveries).where(_delivery.state == _PENDING).scalar_subquery(),
+        select(func.count()).select_from(deliveries).where(_delivery.state == _PARKED).scalar_subquery(),
+        select(func.min(_delivery.next_attempt_time))
+        .where(_delivery.state == _PENDING, _delivery.next_attempt_time <= func.now())
+        .scalar_subquery(),
+    )
+)
+
+
+def _stamp(value: datetime | None) -> Timestamp | None:
+    if value is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(value)
+    return stamp
+
+
+def _notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
+    identity, position, user_id, event_id, event_position, rule, category, template, channels, *rest = row
+    subject, body, create_time, trace_parent, trace_state = rest
+    return notifications_pb2.Notification(
+        id=str(identity),
+        position=position,
+        user_id=str(user_id),
+        event_id=str(event_id),
+        event_position=event_position,
+        rule=rule,
+        category=category,
+        template=template,
+        channels=channels,
+        subject=subject,
+        body=body,
+        create_time=_stamp(create_time),
+        trace_parent=trace_parent,
+        trace_state=trace_state,
+    )
+
+
+def _attempt_of(row: tuple[Any, ...]) -> notifications_pb2.Delivery.Attempt:
+    number, outcome, code, detail, start_time, end_time = row
+    return notifications_pb2.Delivery.Attempt(
+        number=number,
+        outcome=outcome,
+        code=code,
+        detail=detail,
+        start_time=_stamp(start_time),
+        end_time=_stamp(end_time),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A delivery and its place in the list."""
+
+    position: int
+    delivery: notifications_pb2.Delivery
+
+
+async def list_notifications(
+    connection: Connection, filters: Mapping[str, Any], before: int, most: int
+) -> list[notifications_pb2.Notification]:
+    """Notifications below a position, newest first; filters are by column."""
+    statement = _list_notifications(frozenset(filters))
+    cursor = await connection.execute(statement, {**filters, "before": before, "most": most}, binary=True)
+    return [_notification(row) for row in await cursor.fetchall()]
+
+
+async def list_deliveries(connection: Connection, filters: Mapping[str, Any], before: int, most: int) -> list[Listed]:
+    """Deliveries below a position with all their attempts, newest first; filters are by column."""
+    statement = _list_deliveries(frozenset(filters))
+    cursor = await connection.execute(statement, {**filters, "before": before, "most": most}, binary=True)
+    listed = []
+    width = len(_DELIVERY_COLUMNS)
+    for columns, rows in itertools.groupby(await cursor.fetchall(), lambda row: row[:width]):
+        position, identity, notification_id, user_id, event_id, channel, target, state, key, *rest = columns
+        create_time, next_attempt_time, end_time, trace_parent = rest
+        delivery = notifications_pb2.Delivery(
+            id=str(identity),
+            notification_id=str(notification_id),
+            user_id=str(user_id),
+            event_id=str(event_id),
+            channel=channel,
+            target=target,
+            state=state,
+            idempotency_key=key,
+            attempts=[_attempt_of(row[width:]) for row in rows if row[width] is not None],
+            create_time=_stamp(create_time),
+            next_attempt_time=_stamp(next_attempt_time),
+            end_time=_stamp(end_time),
+            trace_parent=trace_parent,
+        )
+        listed.append(Listed(position, delivery))
+    return listed
+
+
+async def head(connection: Connection) -> int:
+    """The position of the newest notification."""
+    row = await (await connection.execute(_HEAD)).fetchone()
+    return int(row[0]) if row else 0
+
+
+async def tail(
+    connection: Connection, after: int, upto: int, most: int, user_id: uuid.UUID | None = None
+) -> list[notifications_pb2.Notification]:
+    """The first `most` in-app notifications in (after, upto], of one user or of all, in order."""
+    values = {"after": after, "upto": upto, "most": most, "channel": IN_APP}
+    if user_id is not None:
+        values["user_id"] = user_id
+    cursor = await connection.execute(_tail(user_id is not None), values, binary=True)
+    return [_notification(row) for row in await cursor.fetchall()]
+
+
+async def inbox_state(connection: Connection) -> notifications_pb2.Inbox:
+    """How far the feed is processed and how deliveries stand, in one statement."""
+    row = await (await connection.execute(_INBOX, binary=True)).fetchone()
+    if row is None:
+        return notifications_pb2.Inbox()
+    log_id, position, position_time, notes, made, pending, parked, oldest = row
+    return notifications_pb2.Inbox(
+        log_id=str(log_id) if log_id else "",
+        position=position,
+        position_time=_stamp(position_time),
+        notifications=notes,
+        pending=pending,
+        delivered=made - pending - parked,
+        parked=parked,
+        oldest_pending_time=_stamp(oldest),
+    )

@@ -1,0 +1,88 @@
+"""Settings of the notification service: `TIDINGS_NOTIFICATIONS_*`."""
+
+from __future__ import annotations
+
+from email.utils import parseaddr
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from servicekit.settings import Settings
+
+
+class NotificationServiceSettings(Settings):
+    """Read once at start; times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TIDINGS_NOTIFICATIONS_")
+
+    database_url: SecretStr = Field(description="libpq URL of the notifications database")
+    listen: str = Field("127.0.0.1:50052", description="address to serve gRPC on; port 0 takes a free one")
+    users_address: str = Field("127.0.0.1:50051", description="gRPC target of the user service")
+
+    rules_file: Path | None = Field(None, description="TOML file of rules; the built-in ones unless set")
+    templates_dir: Path | None = Field(None, description="folder of templates that come before the built-in ones")
+    webhooks_file: Path | None = Field(None, description="TOML file of webhook endpoints; none unless set")
+
+    smtp_host: str = Field("127.0.0.1", description="mail server")
+    smtp_port: int = Field(1025, ge=1, le=65535, description="its port")
+    smtp_tls: Literal["auto", "off", "starttls", "tls"] = Field(
+        "auto", description="auto: STARTTLS if offered; starttls: required; tls: from the first byte; off"
+    )
+    smtp_username: str = Field("", description="log in at the mail server as; nobody if empty")
+    smtp_password: SecretStr = Field(SecretStr(""), description="with this password")
+    mail_from: str = Field("Tidings <no-reply@tidings.localhost>", description="sender of every mail")
+
+    email_slots: int = Field(32, ge=1, le=1000, description="mails on their way at once, each on its own connection")
+    webhook_slots: int = Field(32, ge=1, le=1000, description="webhooks on their way at once")
+    send_timeout: float = Field(10.0, gt=0, le=300, description="bound of one attempt, seconds")
+    lease: float = Field(30.0, gt=0, le=3600, description="a delivery of a dead process is taken over after, seconds")
+    tries: int = Field(8, ge=1, le=100, description="attempts before a delivery is parked")
+    retry_base: float = Field(2.0, gt=0, description="bound of the pause after the first attempt, seconds")
+    retry_factor: float = Field(4.0, ge=1, description="by what the bound grows with each further attempt")
+    retry_cap: float = Field(3600.0, gt=0, description="the greatest bound, seconds")
+
+    poll_interval: float = Field(
+        1.0, gt=0, le=60, description="longest time between looks for due deliveries and other replicas' work, seconds"
+    )
+    feed_bookmark_interval: float = Field(
+        10.0, ge=1, le=300, description="how often the cursor moves when nothing happens, seconds"
+    )
+    standby_patience: float = Field(
+        40.0, ge=5, description="a replica takes over from one that has stored nothing for so long, seconds"
+    )
+    query_connections: int = Field(8, ge=1, le=64, description="connections for reads at most")
+    max_stream_age: float = Field(
+        1800.0, ge=1, description="a stream is asked to reconnect after this, jittered, seconds"
+    )
+
+    drain_time: float = Field(
+        12.0, ge=0, le=600, description="what streams and attempts get to end at a shutdown, seconds"
+    )
+    reconnect_spread: float = Field(
+        3.0, ge=0, le=300, description="drained clients reconnect spread over this, seconds"
+    )
+    grace: float = Field(5.0, ge=0, le=300, description="what running calls get at a shutdown, seconds")
+
+    @field_validator("mail_from")
+    @classmethod
+    def _is_mailbox(cls, value: str) -> str:
+        local, at, host = parseaddr(value)[1].rpartition("@")
+        if not (local and at and host):
+            raise ValueError("must be an address, or a name and an address in <>")
+        return value
+
+    @field_validator("lease")
+    @classmethod
+    def _outlasts_attempts(cls, value: float, info: ValidationInfo) -> float:
+        if value < 2 * info.data.get("send_timeout", 0.0):
+            raise ValueError("must be at least twice TIDINGS_NOTIFICATIONS_SEND_TIMEOUT")
+        return value
+
+    @field_validator("standby_patience")
+    @classmethod
+    def _outlasts_bookmarks(cls, value: float, info: ValidationInfo) -> float:
+        if value < 2 * info.data.get("feed_bookmark_interval", 0.0):
+            raise ValueError("must be at least twice TIDINGS_NOTIFICATIONS_FEED_BOOKMARK_INTERVAL")
+        return value

@@ -1,0 +1,122 @@
+"""The newest in-app notifications in memory, and who waits for more of them.
+
+One loop per process looks for new notifications, at a hint of this process's own inbox or by a poll, and wakes every
+stream. What it read last stays in a window, so that streams at the head share one read; a stream further back reads
+for itself. While there are no streams only the head's position is read. Positions become visible in their order, for
+they are taken under the lock of the inbox's row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from notification_service import reads
+from servicekit import logs
+from servicekit.database import Pool
+from tidings.notifications.v1 import notifications_pb2
+
+log = logs.get(__name__)
+
+_PAGE = 1000
+_WINDOW = 2000
+_LONGEST_PAUSE = 2.0
+
+
+class Tail:
+    """`run` is a loop for the caller's supervisor."""
+
+    def __init__(self, pool: Pool, poll_interval: float) -> None:
+        self._pool = pool
+        self._poll_interval = poll_interval
+        self._hint = asyncio.Event()
+        self._window: deque[notifications_pb2.Notification] = deque()
+        self._streams = 0
+        self._waiters: set[asyncio.Future[None]] = set()
+        # Every in-app notification in (`floor`, `head`] is in the window.
+        self._floor = 0
+        self.head = 0
+
+    def hint(self) -> None:
+        """There may be new notifications."""
+        self._hint.set()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """A stream is open."""
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+    async def run(self) -> None:
+        """Keeps up with the head."""
+        pause = 0.05
+        while True:
+            self._hint.clear()
+            try:
+                await self._read()
+                pause = 0.05
+            except psycopg.OperationalError as error:
+                log.warning("notifications cannot be read", error=str(error).strip(), retry_seconds=pause)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_interval):
+                    await self._hint.wait()
+
+    async def _read(self) -> None:
+        async with self._pool.connection() as connection:
+            head = await reads.head(connection)
+            if head <= self.head:
+                return
+            shared = self._streams > 0 and head - self.head <= _PAGE
+            found = await reads.tail(connection, self.head, head, _PAGE) if shared else []
+        if not shared:
+            self._window.clear()
+            self._floor = head
+        self._window.extend(found)
+        while len(self._window) > _WINDOW:
+            self._floor = self._window.popleft().position
+        self.head = head
+        self.wake_all()
+
+    def covers(self, position: int) -> bool:
+        """Whether everything after a position is in the window."""
+        return position >= self._floor
+
+    def after(self, position: int) -> list[notifications_pb2.Notification]:
+        """What the window has after a position that it covers."""
+        found = []
+        for one in reversed(self._window):
+            if one.position <= position:
+                break
+            found.append(one)
+        found.reverse()
+        return found
+
+    def wake_all(self) -> None:
+        """Wakes every waiting stream."""
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait(self, timeout: float) -> None:
+        """Returns at the next wake-up, or after `timeout` seconds."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                await waiter
+        except TimeoutError:
+            pass
+        finally:
+            self._waiters.discard(waiter)

@@ -1,0 +1,65 @@
+"""The command tree."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from io import TextIOWrapper
+from typing import Annotated
+
+import typer
+
+from tidings.cli import deliveries, doctor, mail, notifications, users, users_import, users_watch
+from tidings.cli.exits import EXIT_CODES_HELP
+from tidings.cli.options import examples
+
+app = typer.Typer(
+    help="The user directory Tidings, and what became of its changes.",
+    epilog=EXIT_CODES_HELP
+    + "\n"
+    + examples(
+        "tidings users create --username ada --email ada@example.com",
+        "tidings users import people.csv",
+        "tidings users watch --from earliest --json",
+        "tidings mail show latest",
+        "tidings doctor",
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tidings {version('tidings')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _group in (users, users_import, users_watch):
+    _group.register(users.app)
+app.add_typer(users.app, name="users")
+app.add_typer(notifications.app, name="notifications")
+app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(mail.app, name="mail")
+doctor.register(app)
+
+
+def main() -> None:
+    """Runs a command and ends the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # Where the locale cannot show a name, an escape stands for it instead of a failure.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="tidings")

@@ -1,0 +1,182 @@
+"""`tidings doctor`: asks every service how it is and says in words what is wrong and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import grpc
+import grpc.aio
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tidings.cli import output
+from tidings.cli.exits import ExitCode, run
+from tidings.cli.options import (
+    NOTIFICATIONS_ADDRESS,
+    USERS_ADDRESS,
+    Json,
+    NotificationsAddress,
+    UsersAddress,
+    examples,
+)
+from tidings.client import ApiError, Notifications, Users, connect
+from tidings.notifications.v1 import notifications_pb2
+from tidings.users.v1 import users_pb2
+
+_TIMEOUT = 5.0
+
+# Whoever is behind must have moved after so many seconds.
+_SECOND_LOOK = 2.0
+
+# A due delivery is taken up within seconds.
+_LONGEST_DUE = 60.0
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+class State(StrEnum):
+    """How serious a finding is."""
+
+    OK = "ok"
+    ATTENTION = "attention"
+    ILL = "ill"
+
+
+_STYLES = {State.OK: "green", State.ATTENTION: "yellow", State.ILL: "bold red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one look has found, and what to do about it."""
+
+    check: str
+    state: State
+    message: str
+    advice: str = ""
+
+
+_EXAMPLES = examples("tidings doctor", "tidings doctor --json | jq -r 'select(.state != \"ok\").advice'")
+
+
+def register(group: typer.Typer) -> None:
+    """Adds the command."""
+    group.command("doctor", epilog=_EXAMPLES)(doctor)
+
+
+def doctor(
+    users_address: UsersAddress = USERS_ADDRESS,
+    notifications_address: NotificationsAddress = NOTIFICATIONS_ADDRESS,
+    as_json: Json = False,
+) -> None:
+    """Look at the whole system and say what is wrong and what to do. Exit code 1 if it is ill."""
+    run(_doctor(users_address, notifications_address, as_json))
+
+
+async def _doctor(users_address: str, notifications_address: str, as_json: bool) -> None:
+    ill = False
+    async with connect(users_address) as users, connect(notifications_address) as notifications:
+        async for finding in _findings(users, users_address, notifications, notifications_address):
+            ill = ill or finding.state is State.ILL
+            if as_json:
+                output.write([output.json_line(asdict(finding))])
+                continue
+            output.styled(f"{finding.state:<9}", _STYLES[finding.state], f"{finding.check}: {finding.message}")
+            if finding.advice:
+                output.styled(" " * 9, "", f"-> {finding.advice}")
+    if ill:
+        raise typer.Exit(ExitCode.UNEXPECTED)
+
+
+async def _findings(
+    users: grpc.aio.Channel, users_address: str, notifications: grpc.aio.Channel, notifications_address: str
+) -> AsyncIterator[Finding]:
+    yield (users_ready := await _readiness("user service", users, users_address))
+    yield (notifications_ready := await _readiness("notification service", notifications, notifications_address))
+    directory, inbox = Users(users, timeout=_TIMEOUT), Notifications(notifications, timeout=_TIMEOUT)
+    if users_ready.state is State.OK:
+        yield await _guarded("feed", _feed(directory))
+    if notifications_ready.state is State.OK:
+        if users_ready.state is State.OK:
+            yield await _guarded("subscription", _subscription(directory, inbox))
+        yield await _guarded("deliveries", _deliveries(inbox))
+
+
+async def _guarded(check: str, look: Coroutine[Any, Any, Finding]) -> Finding:
+    try:
+        return await look
+    except ApiError as error:
+        return Finding(check, State.ILL, f"cannot be asked: {error.message}", "look into the service's log")
+
+
+async def _readiness(service: str, channel: grpc.aio.Channel, address: str) -> Finding:
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service="readiness")
+    try:
+        answer = await stub.Check(request, timeout=_TIMEOUT)
+    except grpc.aio.AioRpcError as error:
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            message = f"cannot be reached at {address}: {error.details()}"
+            return Finding(service, State.ILL, message, "start it, or give its address")
+        message = f"what answers at {address} is another service: {error.details()}"
+        return Finding(service, State.ILL, message, "give the right address")
+    if answer.status != _SERVING:
+        advice = "its log says what it waits for: its database, the schema, or a loop that died"
+        return Finding(service, State.ILL, f"runs at {address} but is not ready", advice)
+    return Finding(service, State.OK, f"ready at {address}")
+
+
+async def _feed(users: Users) -> Finding:
+    feed = await users.feed()
+    if not feed.head_position:
+        return Finding("feed", State.OK, "no change yet")
+    message = f"positions {feed.earliest_position} to {feed.head_position}, the newest of {output.time(feed.head_time)}"
+    return Finding("feed", State.OK, message)
+
+
+async def _subscription(users: Users, notifications: Notifications) -> Finding:
+    inbox, feed = await _both(users, notifications)
+    if inbox.log_id and inbox.log_id != feed.log_id:
+        message = "the notification service follows the log of another user service"
+        advice = "set TIDINGS_NOTIFICATIONS_USERS_ADDRESS right, or let it begin anew with an empty database"
+        return Finding("subscription", State.ILL, message, advice)
+    if inbox.position > feed.head_position:
+        message = f"the notification service is at {inbox.position}, beyond the feed's head {feed.head_position}"
+        advice = "the users database was restored to an older state: restore the notifications database to match"
+        return Finding("subscription", State.ILL, message, advice)
+    behind = feed.head_position - inbox.position
+    if not behind:
+        return Finding("subscription", State.OK, f"every change is processed, up to {inbox.position}")
+    await asyncio.sleep(_SECOND_LOOK)
+    later, feed = await _both(users, notifications)
+    if later.position == inbox.position:
+        message = f"stands still at {later.position}, {feed.head_position - later.position} changes behind"
+        advice = "the notification service's log says why it cannot read the feed or store what it reads"
+        return Finding("subscription", State.ILL, message, advice)
+    behind = max(0, feed.head_position - later.position)
+    return Finding("subscription", State.OK, f"catching up: {behind} changes behind, at {later.position}")
+
+
+async def _both(users: Users, notifications: Notifications) -> tuple[notifications_pb2.Inbox, users_pb2.Feed]:
+    # The inbox first: what it has passed is then not beyond the head that follows.
+    inbox = await notifications.inbox()
+    return inbox, await users.feed()
+
+
+async def _deliveries(notifications: Notifications) -> Finding:
+    inbox = await notifications.inbox()
+    counts = f"{inbox.delivered} delivered, {inbox.pending} pending, {inbox.parked} parked"
+    if inbox.HasField("oldest_pending_time"):
+        late = (datetime.now(UTC) - inbox.oldest_pending_time.ToDatetime(tzinfo=UTC)).total_seconds()
+        if late > _LONGEST_DUE:
+            message = f"{counts}; the oldest is overdue by {late:.0f} s"
+            advice = "the dispatcher does not keep up or does not run: look into the notification service's log"
+            return Finding("deliveries", State.ILL, message, advice)
+    if inbox.parked:
+        advice = "given up after the last attempt: `tidings deliveries list --state parked` says why"
+        return Finding("deliveries", State.ATTENTION, counts, advice)
+    return Finding("deliveries", State.OK, counts)

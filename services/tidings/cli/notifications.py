@@ -1,0 +1,104 @@
+"""`tidings notifications list|watch`."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Annotated
+
+import typer
+
+from tidings.cli import listing, output
+from tidings.cli.exits import run
+from tidings.cli.options import (
+    DEFAULT_LIMIT,
+    NOTIFICATIONS_ADDRESS,
+    All,
+    Json,
+    Limit,
+    NotificationsAddress,
+    channel_to,
+    examples,
+    notifications_at,
+)
+from tidings.cli.users_watch import From, FromOption, LimitEvents
+from tidings.client import NotificationFeed
+from tidings.notifications.v1 import notifications_pb2
+
+app = typer.Typer(help="Notifications: what was made of the changes of users.", no_args_is_help=True)
+
+_User = Annotated[str, typer.Option("--user", metavar="ID", help="Only those of this user.")]
+
+_COLUMNS = ("POSITION", "CREATED", "CATEGORY", "RULE", "CHANNELS", "USER", "ID")
+
+_LIST_EXAMPLES = examples(
+    "tidings notifications list --limit 10",
+    "tidings notifications list --category security --all --json",
+)
+
+
+@app.command("list", epilog=_LIST_EXAMPLES)
+def list_notifications(
+    user_id: _User = "",
+    event_id: Annotated[str, typer.Option("--event", metavar="ID", help="Only those made of this event.")] = "",
+    category: Annotated[str, typer.Option("--category", help="Only those of this category.")] = "",
+    limit: Limit = DEFAULT_LIMIT,
+    everything: All = False,
+    address: NotificationsAddress = NOTIFICATIONS_ADDRESS,
+    as_json: Json = False,
+) -> None:
+    """List notifications, newest first."""
+
+    def row(one: notifications_pb2.Notification) -> list[str]:
+        channels = " ".join(one.channels)
+        return [str(one.position), output.time(one.create_time), one.category, one.rule, channels, one.user_id, one.id]
+
+    async def body() -> None:
+        async with notifications_at(address) as notifications:
+            found = notifications.list(
+                user_id=user_id,
+                event_id=event_id,
+                category=category,
+                page_size=listing.page_size(limit, everything),
+            )
+            await listing.show(found, _COLUMNS, row, limit=limit, everything=everything, as_json=as_json)
+
+    run(body())
+
+
+_WATCH_EXAMPLES = examples(
+    "tidings notifications watch",
+    "tidings notifications watch --user ID --from earliest --json",
+)
+
+
+@app.command(epilog=_WATCH_EXAMPLES)
+def watch(
+    user_id: _User = "",
+    start: FromOption = From.NOW,
+    limit: LimitEvents = None,
+    address: NotificationsAddress = NOTIFICATIONS_ADDRESS,
+    as_json: Json = False,
+) -> None:
+    """Print in-app notifications as they come, until Ctrl-C. Reconnects by itself, without a gap."""
+    run(_watch(address, user_id, start, limit, as_json))
+
+
+async def _watch(address: str, user_id: str, start: From, limit: int | None, as_json: bool) -> None:
+    async with channel_to("notification service", address) as channel:
+        left = limit
+        async with aclosing(aiter(NotificationFeed(channel, start=start.value, user_id=user_id))) as batches:
+            async for batch in batches:
+                output.write(map(_json if as_json else _line, batch.events[:left]))
+                if left is not None:
+                    left -= len(batch.events)
+                    if left <= 0:
+                        return
+
+
+def _json(notification: notifications_pb2.Notification) -> str:
+    return output.json_line(notification)
+
+
+def _line(notification: notifications_pb2.Notification) -> str:
+    time, subject = output.time(notification.create_time), notification.subject
+    return output.shown(f"{notification.position:>9}  {time}  {notification.category:<12}  {subject}".rstrip())

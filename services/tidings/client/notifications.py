@@ -1,0 +1,109 @@
+"""What was made of the changes of users: lists, the in-app stream, the state of the inbox."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import grpc.aio
+from google.protobuf import empty_pb2
+
+from tidings.client.cursor import CursorStore
+from tidings.client.feed import interval_message
+from tidings.client.follow import Follower, Source, Stretch
+from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer
+from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
+
+
+class Notifications:
+    """Calls NotificationService. `timeout` bounds each call, in seconds. Every method raises ApiError."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, timeout: float = TIMEOUT) -> None:
+        self._stub = notifications_pb2_grpc.NotificationServiceStub(channel)
+        self._timeout = timeout
+
+    async def list(
+        self, *, user_id: str = "", event_id: str = "", category: str = "", page_size: int = PAGE_SIZE
+    ) -> AsyncGenerator[notifications_pb2.Notification, None]:
+        """Notifications, newest first; pages are fetched as they are needed."""
+        request = notifications_pb2.ListNotificationsRequest(page_size=page_size)
+        if user_id or event_id or category:
+            request.filter.user_id = user_id
+            request.filter.event_id = event_id
+            request.filter.category = category
+        while True:
+            page = await answer(self._stub.ListNotifications(request, timeout=self._timeout))
+            for notification in page.notifications:
+                yield notification
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def deliveries(
+        self,
+        *,
+        user_id: str = "",
+        notification_id: str = "",
+        channel: str = "",
+        state: notifications_pb2.Delivery.State.ValueType = notifications_pb2.Delivery.STATE_UNSPECIFIED,
+        page_size: int = PAGE_SIZE,
+    ) -> AsyncGenerator[notifications_pb2.Delivery, None]:
+        """Deliveries with every attempt, newest first; pages are fetched as they are needed."""
+        request = notifications_pb2.ListDeliveriesRequest(page_size=page_size)
+        if user_id or notification_id or channel or state:
+            request.filter.user_id = user_id
+            request.filter.notification_id = notification_id
+            request.filter.channel = channel
+            request.filter.state = state
+        while True:
+            page = await answer(self._stub.ListDeliveries(request, timeout=self._timeout))
+            for delivery in page.deliveries:
+                yield delivery
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def inbox(self) -> notifications_pb2.Inbox:
+        """How far the user feed is processed and how deliveries stand."""
+        return await answer(self._stub.GetInbox(notifications_pb2.GetInboxRequest(), timeout=self._timeout))
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationBatch(Stretch[notifications_pb2.Notification]):
+    """In-app notifications that follow each other. Positions between them are of notifications not in-app."""
+
+
+class NotificationFeed:
+    """Follows WatchNotifications, of one user or of all, as UserFeed follows WatchUsers."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        cursor: CursorStore | None = None,
+        start: Literal["earliest", "now"] = "earliest",
+        user_id: str = "",
+        bookmark_interval: float = 10.0,
+        progress: bool = False,
+    ) -> None:
+        stub = notifications_pb2_grpc.NotificationServiceStub(channel)
+        interval = interval_message(bookmark_interval)
+
+        def call(token: str | None) -> grpc.aio.UnaryStreamCall[Any, notifications_pb2.WatchNotificationsResponse]:
+            request = notifications_pb2.WatchNotificationsRequest(user_id=user_id, bookmark_interval=interval)
+            if token is not None:
+                request.resume_token = token
+            elif start == "now":
+                request.now.CopyFrom(empty_pb2.Empty())
+            else:
+                request.earliest.CopyFrom(empty_pb2.Empty())
+            return stub.WatchNotifications(request)
+
+        source = Source(
+            "notifications", call, lambda message: message.notifications, lambda _: None, NotificationBatch, dense=False
+        )
+        self._follower = Follower(source, cursor=cursor, bookmark_interval=bookmark_interval, progress=progress)
+
+    def __aiter__(self) -> AsyncGenerator[NotificationBatch, None]:
+        return self._follower.follow()

@@ -1,0 +1,71 @@
+"""Fixtures of all tests. The Postgres server is one per session; everything else belongs to one test."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Database, Databases, MailCatcher, PostgresProxy, PostgresServer, Services
+
+
+@pytest.fixture(scope="session")
+async def postgres() -> AsyncIterator[PostgresServer]:
+    """The session's Postgres."""
+    server = await PostgresServer.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def databases(postgres: PostgresServer) -> AsyncIterator[Databases]:
+    """Makes as many fresh databases as the test asks for."""
+    made = Databases(postgres)
+    yield made
+    await made.drop()
+
+
+@pytest.fixture
+async def users_database(databases: Databases) -> Database:
+    """A fresh users database at the newest revision."""
+    return await databases.users()
+
+
+@pytest.fixture
+async def notifications_database(databases: Databases) -> Database:
+    """A fresh notifications database at the newest revision."""
+    return await databases.notifications()
+
+
+@pytest.fixture
+async def services(databases: Databases) -> AsyncIterator[Services]:
+    """Starts services. It leans on `databases` so that services end before their databases do."""
+    started = Services()
+    yield started
+    await started.stop()
+
+
+@pytest.fixture
+async def proxy(postgres: PostgresServer) -> AsyncIterator[PostgresProxy]:
+    """A proxy before the session's Postgres that breaks connections."""
+    async with PostgresProxy(postgres.server.socket_dir) as opened:
+        yield opened
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A directory with a path short enough for unix sockets, which a Postgres of another user may reach."""
+    directory = Path(tempfile.mkdtemp(prefix="tidings-"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+async def mail_catcher(short_dir: Path) -> AsyncIterator[MailCatcher]:
+    """A running mail catcher."""
+    catcher = await MailCatcher(short_dir).start()
+    yield catcher
+    await catcher.stop()

@@ -1,0 +1,312 @@
+"""The inbox and the subscriber against a real Postgres: one effect per event, whoever processes it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from notification_service import domain, reads, rules, store
+from notification_service.channels.email import Mail
+from notification_service.compose import Composer
+from notification_service.domain import Cursor
+from notification_service.endpoints import Endpoint
+from notification_service.inbox import Inbox
+from notification_service.subscriber import Subscriber
+from notification_service.templates import Templates
+from servicekit import database
+from servicekit.database import Connection
+from tests.notifications.conftest import SENDER, TRACE_PARENT, Events, batch, eventually, write
+from tidings.client import Batch, CursorStore, FeedError
+from tidings.notifications.v1 import notifications_pb2
+
+LOG_ID = uuid.uuid4()
+
+
+def inbox_of(composer: Composer) -> Inbox:
+    return Inbox(composer, lambda: None)
+
+
+async def begin(connection: Connection) -> Cursor:
+    return replace(await store.read_cursor(connection), log_id=LOG_ID)
+
+
+async def counts(connection: Connection) -> tuple[int, int]:
+    row = await (
+        await connection.execute("SELECT (SELECT count(*) FROM notifications), (SELECT count(*) FROM deliveries)")
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+async def test_a_batch_and_its_cursor_are_stored_together(
+    connection: Connection, composer: Composer, events: Events
+) -> None:
+    user = events.user("ada", display_name="Ada")
+    made = [events.created("bob"), events.updated(user, email="ada@new.example"), events.updated(user, locale="de")]
+    made.append(events.deleted(user))
+    hints = []
+    inbox = Inbox(composer, lambda: hints.append(1))
+    after = await inbox.store(connection, await begin(connection), batch(*made))
+    assert after == Cursor(LOG_ID, "token-4", 4, 3, 4)
+    assert await store.read_cursor(connection) == after
+    assert hints == [1]
+
+    found = await reads.list_notifications(connection, {}, 1 << 62, 10)
+    assert [(one.position, one.rule, one.event_position) for one in found] == [
+        (3, "goodbye", 4),
+        (2, "email-changed", 2),
+        (1, "welcome", 1),
+    ]
+    assert [one.subject for one in found] == [
+        "",
+        "The email address of your account ada was changed",
+        "Welcome, bob",
+    ]
+    assert list(found[2].channels) == ["email", "in_app", "webhook"]
+    assert found[2].id == str(domain.notification_id(uuid.UUID(made[0].id), "welcome"))
+    assert all(one.trace_parent == TRACE_PARENT and one.trace_state == "vendor=1" for one in found)
+
+    listed = await reads.list_deliveries(connection, {}, 1 << 62, 10)
+    assert [one.delivery.target for one in listed] == [
+        "ada@example.com",
+        "ada@new.example",
+        "ada@example.com",
+        "bob@example.com",
+    ]
+    first = listed[-1].delivery
+    assert first.idempotency_key == f"<{first.id}@tidings.localhost>"
+    assert first.state == notifications_pb2.Delivery.PENDING
+    assert first.trace_parent == TRACE_PARENT
+
+    said = {
+        str(row[0]): Mail.decode(row[1]).text
+        for row in await (await connection.execute("SELECT delivery_id, content FROM contents")).fetchall()
+    }
+    assert "no longer reach you" not in said[listed[1].delivery.id]
+    assert "no longer reach you" in said[listed[2].delivery.id]
+
+    state = await reads.inbox_state(connection)
+    assert (state.log_id, state.position, state.notifications, state.pending) == (str(LOG_ID), 4, 3, 4)
+    assert state.position_time.ToDatetime() == made[-1].commit_time.ToDatetime().replace(
+        microsecond=state.position_time.ToDatetime().microsecond
+    )
+
+
+async def test_two_replicas_that_process_the_same_events_store_them_once(
+    url: str, composer: Composer, events: Events
+) -> None:
+    made = [events.created(f"user{number}") for number in range(20)]
+    async with await database.connect(url, "a") as one, await database.connect(url, "b") as other:
+        cursor = await begin(one)
+        results = await asyncio.gather(
+            inbox_of(composer).store(one, cursor, batch(*made)),
+            inbox_of(composer).store(other, cursor, batch(*made)),
+            return_exceptions=True,
+        )
+        assert sorted(type(result).__name__ for result in results) == ["Cursor", "CursorMovedError"]
+        assert await counts(one) == (20, 20)
+        # The loser's connection is good for the next batch.
+        cursor = await store.read_cursor(other)
+        assert cursor.position == 20
+        await inbox_of(composer).store(other, cursor, batch(events.created("next")))
+        assert (await store.read_cursor(one)).notification_position == 21
+
+
+async def test_events_that_come_again_under_other_positions_have_no_second_effect(
+    connection: Connection, composer: Composer, events: Events
+) -> None:
+    made = [events.created("ada"), events.created("bob")]
+    cursor = await inbox_of(composer).store(connection, await begin(connection), batch(*made))
+    again = [made[0], made[1], events.created("eve")]
+    for position, event in enumerate(again, 3):
+        event.position = position
+    cursor = await inbox_of(composer).store(connection, cursor, batch(*again))
+    assert (cursor.position, cursor.notification_position, cursor.delivery_position) == (5, 3, 3)
+    found = await reads.list_notifications(connection, {}, 1 << 62, 10)
+    assert [one.position for one in found] == [3, 2, 1]
+
+
+async def test_a_bookmark_moves_the_cursor_only(connection: Connection, composer: Composer) -> None:
+    cursor = await inbox_of(composer).store(connection, await begin(connection), batch(after=7, token="later"))
+    assert (cursor.position, cursor.resume_token) == (7, "later")
+    assert await store.read_cursor(connection) == cursor
+    assert await store.silence(connection) < 5
+
+
+async def test_a_template_that_cannot_be_rendered_parks_its_delivery_and_nothing_else(
+    connection: Connection, events: Events, tmp_path: Path
+) -> None:
+    write(tmp_path / "t.subject.txt", "Hi")
+    write(tmp_path / "t.txt", "{{ user.labels.tier }}")
+    write(tmp_path / "t.html", "{{ user.labels.tier }}")
+    text = '[[rules]]\nname="r"\non=["CREATED"]\ntemplate="t"\ncategory="c"\nchannels=["email","in_app"]\n'
+    composer = Composer(rules.load(write(tmp_path / "r.toml", text)), Templates(tmp_path), (), SENDER)
+    composer.check()
+    made = [events.created("bad"), events.created("good", labels={"tier": "gold"})]
+    cursor = await inbox_of(composer).store(connection, await begin(connection), batch(*made))
+    assert cursor.notification_position == 2
+    good, bad = await reads.list_notifications(connection, {}, 1 << 62, 10)
+    assert (list(good.channels), good.body) == (["email", "in_app"], "gold\n")
+    assert (list(bad.channels), bad.body) == (["email"], "")
+    pending, parked = (one.delivery for one in await reads.list_deliveries(connection, {}, 1 << 62, 10))
+    assert pending.state == notifications_pb2.Delivery.PENDING
+    assert parked.state == notifications_pb2.Delivery.PARKED
+    assert parked.HasField("end_time")
+    (attempt,) = parked.attempts
+    assert attempt.outcome == notifications_pb2.Delivery.Attempt.REFUSED
+    assert "has no attribute 'tier'" in attempt.detail
+    state = await reads.inbox_state(connection)
+    assert (state.pending, state.parked, state.delivered) == (1, 1, 0)
+
+
+def test_a_webhook_says_the_change(events: Events) -> None:
+    secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+    wanting = Endpoint.model_validate({"name": "a", "url": "http://a/", "secret": secret, "events": ["UPDATED"]})
+    other = Endpoint.model_validate({"name": "b", "url": "http://b/", "secret": secret, "categories": ["account"]})
+    composer = Composer(rules.load(None), Templates(), (wanting, other), SENDER)
+    event = events.updated(events.user("ada", labels={"b": "1", "a": "2"}), email="ada@new.example")
+    (notification,) = composer.compose(event)
+    assert composer.compose(event) == [notification]
+    calls = [one for one in notification.deliveries if one.channel == "webhook"]
+    assert [(one.target, one.idempotency_key) for one in calls] == [("http://a/", str(calls[0].id))]
+    said = json.loads(calls[0].content)
+    assert said["type"] == "user.updated"
+    assert said["timestamp"] == event.commit_time.ToJsonString()
+    assert said["data"]["notification"] == {
+        "id": str(notification.id),
+        "rule": "email-changed",
+        "category": "security",
+    }
+    assert said["data"]["event"]["changed_fields"] == ["email"]
+    assert said["data"]["user"]["email"] == "ada@new.example"
+    assert said["data"]["previous"]["email"] == "ada@example.com"
+
+
+def test_one_address_is_told_once(events: Events, composer: Composer) -> None:
+    before = events.user("ada", email="Ada@example.com")
+    (notification,) = composer.compose(events.updated(before, email="ada@example.com"))
+    assert [one.target for one in notification.deliveries] == ["Ada@example.com"]
+
+
+class Feed:
+    """Stands for the user feed: the events of a list, from where the cursor's token says."""
+
+    def __init__(self, made: list[Any], size: int = 5) -> None:
+        self.made = made
+        self.size = size
+        self.readers = 0
+        self.grown = asyncio.Event()
+        self.error: FeedError | None = None
+
+    def open(self, cursor: CursorStore) -> AsyncGenerator[Batch, None]:
+        return self._read(cursor)
+
+    async def _read(self, cursor: CursorStore) -> AsyncGenerator[Batch, None]:
+        self.readers += 1
+        try:
+            token = await cursor.load()
+            position = int(token.removeprefix("token-")) if token else 0
+            while True:
+                if self.error is not None:
+                    raise self.error
+                chunk = self.made[position : position + self.size]
+                if not chunk:
+                    self.grown.clear()
+                    await self.grown.wait()
+                    continue
+                yield batch(*chunk)
+                position += len(chunk)
+                await asyncio.sleep(0)
+        finally:
+            self.readers -= 1
+
+    def add(self, *made: Any) -> None:
+        self.made.extend(made)
+        self.grown.set()
+
+
+async def _log_id() -> uuid.UUID:
+    return LOG_ID
+
+
+def subscriber_of(url: str, composer: Composer, feed: Feed, patience: float = 60.0) -> Subscriber:
+    return Subscriber(url, inbox_of(composer), open_feed=feed.open, log_id=_log_id, patience=patience)
+
+
+async def test_one_replica_subscribes_and_the_other_takes_over(
+    url: str, connection: Connection, composer: Composer, events: Events
+) -> None:
+    feed = Feed([events.created(f"user{number}") for number in range(12)])
+    subscribers = [subscriber_of(url, composer, feed) for _ in range(2)]
+    tasks = [asyncio.create_task(one.run()) for one in subscribers]
+
+    async def stored(wanted: int) -> bool:
+        return (await store.read_cursor(connection)).position == wanted
+
+    try:
+        await eventually(lambda: stored(12))
+        assert feed.readers == 1
+        assert (await store.read_cursor(connection)).log_id == LOG_ID
+        leader = await _leader(connection)
+        await connection.execute("SELECT pg_terminate_backend(%s)", (leader,))
+        feed.add(*(events.created(f"more{number}") for number in range(5)))
+        await eventually(lambda: stored(17))
+        assert await counts(connection) == (17, 17)
+        await asyncio.gather(*(one.drain(1.0) for one in subscribers))
+        feed.add(events.created("late"))
+        await asyncio.sleep(0.1)
+        assert await stored(17)
+        assert not any(task.done() for task in tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _leader(connection: Connection) -> int:
+    row = await (
+        await connection.execute("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted")
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def test_a_replica_takes_over_from_one_that_hangs(
+    url: str, connection: Connection, composer: Composer, events: Events
+) -> None:
+    feed = Feed([events.created("ada")])
+    await store.read_cursor(connection)
+    async with await database.connect(url, "hung") as hung:
+        assert await store.try_subscribe(hung)
+        await connection.execute("UPDATE inbox SET update_time = now() - interval '1 hour'")
+        task = asyncio.create_task(subscriber_of(url, composer, feed, patience=30.0).run())
+        try:
+            await eventually(lambda: _has(connection, 1))
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _has(connection: Connection, notifications: int) -> bool:
+    return (await counts(connection))[0] == notifications
+
+
+async def test_a_transaction_of_a_paused_process_is_ended_by_the_server(url: str, events: Events) -> None:
+    session = {"idle_in_transaction_session_timeout": "100ms"}
+    async with await database.connect(url, "paused", **session) as paused:
+        await store.read_cursor(paused)
+        await store.lock_cursor(paused, [])
+        await asyncio.sleep(0.3)
+        async with await database.connect(url, "other") as other:
+            await asyncio.wait_for(store.lock_cursor(other, []), 2.0)
+            await other.execute("ROLLBACK")
+        with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
+            await paused.execute("COMMIT")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from email.utils import parseaddr
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import DirectoryPath, Field, FilePath, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from servicekit.settings import Settings
@@ -21,9 +20,11 @@ class NotificationServiceSettings(Settings):
     listen: str = Field("127.0.0.1:50052", description="address to serve gRPC on; port 0 takes a free one")
     users_address: str = Field("127.0.0.1:50051", description="gRPC target of the user service")
 
-    rules_file: Path | None = Field(None, description="TOML file of rules; the built-in ones unless set")
-    templates_dir: Path | None = Field(None, description="folder of templates that come before the built-in ones")
-    webhooks_file: Path | None = Field(None, description="TOML file of webhook endpoints; none unless set")
+    rules_file: FilePath | None = Field(None, description="TOML file of rules; the built-in ones unless set")
+    templates_dir: DirectoryPath | None = Field(
+        None, description="folder of templates that come before the built-in ones"
+    )
+    webhooks_file: FilePath | None = Field(None, description="TOML file of webhook endpoints; none unless set")
 
     smtp_host: str = Field("127.0.0.1", description="mail server")
     smtp_port: int = Field(1025, ge=1, le=65535, description="its port")
@@ -64,6 +65,11 @@ class NotificationServiceSettings(Settings):
         3.0, ge=0, le=300, description="drained clients reconnect spread over this, seconds"
     )
     grace: float = Field(5.0, ge=0, le=300, description="what running calls get at a shutdown, seconds")
+
+    @field_validator("rules_file", "templates_dir", "webhooks_file", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return None if value == "" else value
 
     @field_validator("mail_from")
     @classmethod

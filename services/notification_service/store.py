@@ -179,7 +179,8 @@ async def read_cursor(connection: Connection) -> Cursor:
 async def lock_cursor(connection: Connection, ids: Sequence[uuid.UUID]) -> tuple[Cursor, set[uuid.UUID]]:
     """Begins the inbox's transaction: the cursor, locked, and which of the notifications `ids` exist already."""
     known: set[uuid.UUID] = set()
-    # No pipeline: what psycopg sends at its end disarms the server's idle_in_transaction_session_timeout.
+    # No pipeline, here and at the end of the transaction: what psycopg sends after one disarms the server's
+    # idle_in_transaction_session_timeout, and a process paused then would hold the cursor until it goes on.
     await connection.execute("BEGIN")
     row = await (await connection.execute(_LOCK_CURSOR)).fetchone()
     if row is None:
@@ -194,7 +195,7 @@ async def lock_cursor(connection: Connection, ids: Sequence[uuid.UUID]) -> tuple
 async def write_inbox(
     connection: Connection, made: Sequence[Notification], before: Cursor, after: Cursor, position_time: datetime | None
 ) -> None:
-    """Stores notifications and deliveries, moves the cursor, and commits: one statement and COMMIT, one flush."""
+    """Stores notifications and deliveries, moves the cursor, and commits."""
     values: dict[str, Any] = {
         "log_id": after.log_id,
         "resume_token": after.resume_token,
@@ -206,9 +207,8 @@ async def write_inbox(
     if made:
         values |= _notification_arrays(made, before.notification_position + 1)
         values |= _delivery_arrays(made, before.delivery_position + 1)
-    async with connection.pipeline():
-        await connection.execute(_WRITE_INBOX if made else _MOVE_CURSOR, values)
-        await connection.execute("COMMIT")
+    await connection.execute(_WRITE_INBOX if made else _MOVE_CURSOR, values)
+    await connection.execute("COMMIT")
 
 
 def _notification_arrays(made: Sequence[Notification], first: int) -> dict[str, arrays.Array]:

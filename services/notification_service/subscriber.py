@@ -85,7 +85,8 @@ class Subscriber:
             except CursorMovedError as error:
                 log.info("another replica processes events", reason=str(error))
             except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
-                log.warning("inbox: database not reachable", error=str(error).strip(), retry_seconds=pause)
+                if not self._draining:
+                    log.warning("inbox: database not reachable", error=str(error).strip(), retry_seconds=pause)
             except FeedError as error:
                 log.error("the user feed cannot be followed", error=f"{type(error).__name__}: {error}")
                 pause = _REFUSED_PAUSE

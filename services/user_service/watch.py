@@ -47,6 +47,8 @@ class Request:
 class _Start:
     position: int
     token: str
+    # The primary's head at that time, as far as it was asked: a stream is not told before that it has caught up.
+    head: int
 
 
 class Streams:
@@ -127,7 +129,7 @@ class Streams:
                 if not inside_group:
                     token = message.token
                     bookmark_due = loop.time() + request.bookmark_interval
-            elif not live:
+            elif not live and position >= start.head:
                 live = True
                 yield events.tail(token, position, position, caught_up=_Response.CaughtUp(position=position))
             elif loop.time() >= bookmark_due:
@@ -146,7 +148,7 @@ class Streams:
                 state = await reads.feed_state(connection)
                 position = state.head if request.start == "now" else state.earliest - 1
                 event_id = await reads.event_id(connection, position) if position else None
-            return _Start(position, self._messages.token(position, event_id))
+            return _Start(position, self._messages.token(position, event_id), state.head)
         except psycopg.OperationalError as error:
             raise errors.database_unavailable() from error
 
@@ -159,7 +161,7 @@ class Streams:
             await self._wait_for(token.position)
         if token.event_hash != await self._event_hash(token.position):
             raise errors.diverged_token(token.position)
-        return _Start(token.position, tokens.encode(token))
+        return _Start(token.position, tokens.encode(token), token.position)
 
     async def _wait_for(self, position: int) -> None:
         loop = asyncio.get_running_loop()

@@ -47,6 +47,11 @@ _LULL = 0.002  # seconds without an arrival that end a linger
 _LONE = 2  # units in two batches that one caller alone can account for
 
 
+# How a transaction ends that nobody objected to: the connection broke, or the server ended a session that held the lock
+# for too long (idle or transaction time-out), which psycopg has among the internal errors.
+_LOST = (psycopg.OperationalError, psycopg.InternalError)
+
+
 class _UnknownOutcomeError(Exception):
     """COMMIT was sent and no answer came, or the answer was not a plain success."""
 
@@ -205,7 +210,7 @@ class Writer:
                 _refuse(batch, errors.outcome_unknown())
                 await self._disconnect()
                 return
-            except psycopg.OperationalError as error:
+            except _LOST as error:
                 # Known to be aborted: nothing of it is stored.
                 log.warning("batch was aborted", attempt=attempt + 1, error=str(error).strip())
                 await self._disconnect()

@@ -308,7 +308,7 @@ async def test_a_database_that_goes_away_costs_no_outcome(
             await asyncio.sleep(0.03)
             await connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()"
             )
         await eventually(lambda: _in_state(connection, State.DELIVERED))
     unknown = sum(len(one.attempts) - 1 for one in await listed(connection))

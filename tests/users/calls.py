@@ -104,3 +104,16 @@ async def replay(stub: Stub, token: str = "", **fields: object) -> list[users_pb
             stream.cancel()
             return events
     raise AssertionError("the stream ended")
+
+
+@dataclass(frozen=True)
+class Log:
+    """The feed from a place on."""
+
+    stub: Stub
+    token: str
+    position: int
+
+    async def events(self, **fields: object) -> list[users_pb2.UserEvent]:
+        """All events since."""
+        return await replay(self.stub, self.token, **fields)

@@ -21,7 +21,11 @@ from tidings.cli.options import (
 )
 from tidings.notifications.v1 import notifications_pb2
 
-app = typer.Typer(help="Deliveries: notifications on their way, with every attempt.", no_args_is_help=True)
+app = typer.Typer(
+    help="Deliveries: notifications on their way, with every attempt.",
+    epilog=examples("tidings deliveries list --state parked"),
+    no_args_is_help=True,
+)
 
 _Delivery = notifications_pb2.Delivery
 

@@ -73,7 +73,10 @@ def doctor(
     notifications_address: NotificationsAddress = NOTIFICATIONS_ADDRESS,
     as_json: Json = False,
 ) -> None:
-    """Look at the whole system and say what is wrong and what to do. Exit code 1 if it is ill."""
+    """Say what is wrong and what to do.
+
+    Looks at every service, at how far the feed is processed and at the deliveries. Exit code 1 if the system is ill.
+    """
     run(_doctor(users_address, notifications_address, as_json))
 
 
@@ -121,7 +124,7 @@ async def _readiness(service: str, channel: grpc.aio.Channel, address: str) -> F
     except grpc.aio.AioRpcError as error:
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             message = f"cannot be reached at {address}: {error.details()}"
-            return Finding(service, State.ILL, message, "start it, or give its address")
+            return Finding(service, State.ILL, message, "start it (`make run`), or give its address (--help says how)")
         message = f"what answers at {address} is another service: {error.details()}"
         return Finding(service, State.ILL, message, "give the right address")
     if answer.status != _SERVING:

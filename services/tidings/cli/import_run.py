@@ -56,9 +56,12 @@ class Import:
 
     async def run(self, records: Iterator[Record], concurrency: int) -> None:
         """Reads and sends everything, at most `concurrency` calls at once. Raises StoppedError."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(self._work(records))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(self._work(records))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # reading failed, once for all
         if self._stopped is not None:
             raise StoppedError(self._stopped.message)
 

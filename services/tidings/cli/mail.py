@@ -20,7 +20,11 @@ from tidings.cli import output
 from tidings.cli.exits import CommandError, ExitCode, reported
 from tidings.cli.options import DEFAULT_LIMIT, All, Json, Limit, examples
 
-app = typer.Typer(help="Mail that the local system has caught.", no_args_is_help=True)
+app = typer.Typer(
+    help="Mail that the local system has caught.",
+    epilog=examples("tidings mail list", "tidings mail show latest"),
+    no_args_is_help=True,
+)
 
 _MAIL_DIR = Path(".tidings/mail")
 _NAME = re.compile(r"([0-9]{8})\.eml")

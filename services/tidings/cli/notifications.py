@@ -24,7 +24,11 @@ from tidings.cli.users_watch import From, FromOption, LimitEvents
 from tidings.client import NotificationFeed
 from tidings.notifications.v1 import notifications_pb2
 
-app = typer.Typer(help="Notifications: what was made of the changes of users.", no_args_is_help=True)
+app = typer.Typer(
+    help="Notifications: what was made of the changes of users.",
+    epilog=examples("tidings notifications list", "tidings notifications watch --user ID"),
+    no_args_is_help=True,
+)
 
 _User = Annotated[str, typer.Option("--user", metavar="ID", help="Only those of this user.")]
 
@@ -79,7 +83,10 @@ def watch(
     address: NotificationsAddress = NOTIFICATIONS_ADDRESS,
     as_json: Json = False,
 ) -> None:
-    """Print in-app notifications as they come, until Ctrl-C. Reconnects by itself, without a gap."""
+    """Print in-app notifications as they come.
+
+    Runs until Ctrl-C. Reconnects by itself, without a gap.
+    """
     run(_watch(address, user_id, start, limit, as_json))
 
 

@@ -67,7 +67,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         column.overflow = "fold"
     for row in rows:
         made.add_row(*(Text(shown(cell)) for cell in row))
-    _out.print(made, width=None if _out.is_terminal else _ENDLESS, crop=False)
+    console = _out if _out.is_terminal else Console(width=_ENDLESS)
+    console.print(made)
 
 
 def record(fields: Iterable[tuple[str, str]]) -> None:

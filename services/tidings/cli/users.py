@@ -13,7 +13,11 @@ from tidings.cli.options import DEFAULT_LIMIT, USERS_ADDRESS, All, Json, Limit, 
 from tidings.client import Users
 from tidings.users.v1 import users_pb2
 
-app = typer.Typer(help="Users: create, read, change, import, watch.", no_args_is_help=True)
+app = typer.Typer(
+    help="Users: create, read, change, import, watch.",
+    epilog=examples("tidings users list", "tidings users import people.csv", "tidings users watch --from earliest"),
+    no_args_is_help=True,
+)
 
 _Id = Annotated[str, typer.Argument(metavar="ID", help="The user's id.")]
 _Version = Annotated[
@@ -81,7 +85,10 @@ def get(
     address: UsersAddress = USERS_ADDRESS,
     as_json: Json = False,
 ) -> None:
-    """Show a user, a deleted one too if asked for by id."""
+    """Show a user.
+
+    By id a deleted one too.
+    """
     if bool(user_id) == bool(username):
         raise typer.BadParameter("give either an id or --username")
 
@@ -166,7 +173,10 @@ def update(
     address: UsersAddress = USERS_ADDRESS,
     as_json: Json = False,
 ) -> None:
-    """Change the given fields of a user; labels that are not named stay."""
+    """Change the given fields of a user.
+
+    Labels that are not named stay as they are.
+    """
     texts = {
         "username": username,
         "email": email,
@@ -207,7 +217,10 @@ def delete(
     address: UsersAddress = USERS_ADDRESS,
     as_json: Json = False,
 ) -> None:
-    """Delete a user softly: username and email are free again, and undelete is possible until the purge time."""
+    """Delete a user softly.
+
+    Username and email are free again; undelete is possible until the purge time.
+    """
 
     async def body() -> None:
         async with users_at(address) as users:
@@ -222,7 +235,10 @@ _UNDELETE_EXAMPLES = examples("tidings users undelete ID")
 def undelete(
     user_id: _Id, request_id: _RequestId = "", address: UsersAddress = USERS_ADDRESS, as_json: Json = False
 ) -> None:
-    """Take a deletion back, if username and email are still free."""
+    """Take a deletion back.
+
+    Username and email must still be free.
+    """
 
     async def body() -> None:
         async with users_at(address) as users:

@@ -62,10 +62,10 @@ def import_users(
     address: UsersAddress = USERS_ADDRESS,
     as_json: Json = False,
 ) -> None:
-    """Create a user for each line of a file; bad lines are named and the import goes on.
+    """Create a user for each line of a file.
 
-    CSV needs a header with some of username, email, display_name, locale, time_zone, labels.KEY. JSON lines are objects
-    with the fields of a user. Exit code 7 if lines were bad.
+    CSV needs a header with username, email and, if wanted, display_name, locale, time_zone, labels.KEY. JSON lines
+    are objects with the fields of a user. Bad lines are named and the import goes on; the exit code is then 7.
 
     Safe to repeat: within 24 hours the same file counts lines that are created already as created, so that a run after
     a kill completes. With --json there is one object per failure (line, field, reason, message) and one summary.

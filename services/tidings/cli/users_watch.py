@@ -52,11 +52,11 @@ def watch(
     address: UsersAddress = USERS_ADDRESS,
     as_json: Json = False,
 ) -> None:
-    """Print each change of a user as it is committed, until Ctrl-C.
+    """Print each change as it is committed.
 
-    Reconnects by itself, without a gap. With --cursor-file, which counts more than --from, a later run goes on
-    where this one ended: nothing is missing and nothing twice. Only a change of many users at once (a batch create)
-    that --limit cuts short is printed again from its beginning.
+    Runs until Ctrl-C. Reconnects by itself, without a gap. With --cursor-file, which counts more than --from, a later
+    run goes on where this one ended: nothing is missing and nothing twice. Only a change of many users at once (a
+    batch create) that --limit cuts short is printed again from its beginning.
     """
     if cursor_file and not cursor_file.parent.is_dir():
         raise typer.BadParameter(f"no directory {cursor_file.parent}", param_hint="--cursor-file")

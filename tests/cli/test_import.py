@@ -1,0 +1,157 @@
+"""`users import`: bad lines are named, good ones created once, whatever happens to the service or to the command."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import System, Tidings, launch
+from tidings.cli.import_rows import Lines, Problem, read_csv
+from tidings.cli.import_run import Import, request_id
+from tidings.client import Users, connect
+
+HEADER = b"username,email,display_name\n"
+FILE = (
+    HEADER
+    + b'ada,ada@example.com,"Ada\nLovelace"\n'  # lines 2 and 3
+    + b"bob,bob.example.com,\n"  # line 4
+    + b"joe,joe@example.com\n"  # line 5
+    + b"ada,ada2@example.com,\n"  # line 6
+    + b"zoe,zoe@example.com,\xff\n"  # line 7
+    + b"kim,kim@example.com,\n"
+)
+
+
+def people(count: int) -> bytes:
+    """A file of so many users."""
+    return HEADER + b"".join(b"u%d,u%d@example.com,\n" % (number, number) for number in range(count))
+
+
+async def run(
+    system: System, data: bytes, *, retry_for: float = 5.0, concurrency: int = 8
+) -> tuple[Import, list[Problem]]:
+    """An import in this process."""
+    found: list[Problem] = []
+    async with connect(system.address) as channel:
+        running = Import(Users(channel), "digest", retry_for=5.0, report=found.append)
+        await running.run(read_csv(Lines(io.BytesIO(data))), concurrency)
+    return running, found
+
+
+class TestCommand:
+    async def test_bad_lines_are_named(self, system: System, tidings: Tidings, tmp_path: Path) -> None:
+        (tmp_path / "people.csv").write_bytes(FILE)
+        ran = await tidings("users", "import", "people.csv", "--concurrency", "1")
+        assert ran.code == 7
+        assert ran.out == "6 lines: 2 created, 4 failed\n"
+        assert ran.err.splitlines() == [
+            "line 4: user.email: must have an @",
+            "line 5: has 2 columns, the header has 3",
+            "line 6: user.username: ada is taken",
+            "line 7: user.display_name: is not UTF-8",
+        ]
+        assert {user.username: user.display_name for user in system.directory.users.values()} == {
+            "ada": "Ada\nLovelace",
+            "kim": "",
+        }
+
+        again = await tidings("users", "import", "-", "--format", "csv", "--json", stdin=FILE)
+        assert again.code == 7
+        assert again.err == ""
+        *failures, summary = map(json.loads, again.out.splitlines())
+        assert {(one["line"], one["field"], one["reason"]) for one in failures} == {
+            (4, "user.email", "INVALID_FIELD"),
+            (5, "", "WRONG_COLUMN_COUNT"),
+            (6, "user.username", "USERNAME_TAKEN"),
+            (7, "user.display_name", "BAD_UTF8"),
+        }
+        assert summary == {"lines": 6, "created": 2, "failed": 4}
+        assert len(system.directory.events) == 2
+
+    async def test_json_lines(self, system: System, tidings: Tidings, tmp_path: Path) -> None:
+        lines = [{"username": f"u{number}", "email": f"u{number}@example.com"} for number in range(200)]
+        (tmp_path / "people.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        ran = await tidings("users", "import", "people.jsonl")
+        assert (ran.code, ran.out, ran.err) == (0, "200 lines: 200 created, 0 failed\n", "")
+
+    @pytest.mark.parametrize(
+        ("name", "data", "message"),
+        [
+            ("people.csv", b"username,email,nick\n", "error: line 1: 'nick' is not a column"),
+            ("people.txt", b"", "Error: Invalid value for --format: say what the file holds"),
+            ("missing.csv", None, "error: missing.csv: No such file or directory"),
+        ],
+    )
+    async def test_a_file_that_cannot_be_read_is_refused(
+        self, tidings: Tidings, tmp_path: Path, name: str, data: bytes | None, message: str
+    ) -> None:
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        ran = await tidings("users", "import", name)
+        assert ran.code == 2
+        assert ran.out == ""
+        assert ran.err.splitlines()[-1].startswith(message)
+
+    async def test_a_killed_import_completes_when_run_again(
+        self, system: System, tidings: Tidings, tmp_path: Path
+    ) -> None:
+        (tmp_path / "people.csv").write_bytes(people(1000))
+        process = await launch(system, tmp_path, "users", "import", "people.csv", "--concurrency", "4")
+        while len(system.directory.events) < 100:
+            await asyncio.sleep(0.005)
+        process.kill()
+        await process.wait()
+        assert len(system.directory.events) < 1000
+        ran = await tidings("users", "import", "people.csv")
+        assert (ran.code, ran.out) == (0, "1000 lines: 1000 created, 0 failed\n")
+        assert len(system.directory.events) == 1000
+
+    async def test_the_service_is_away_for_too_long(self, system: System, tidings: Tidings, tmp_path: Path) -> None:
+        (tmp_path / "people.csv").write_bytes(people(100))
+        system.directory.unavailable_after = 10
+        ran = await tidings("users", "import", "people.csv", "--retry-for", "0", "--concurrency", "1")
+        assert ran.code == 6
+        assert "stopped: 10 lines: 10 created, 0 failed" in ran.err
+        assert "out of service; run the same command again to go on" in ran.err
+
+    async def test_ctrl_c(self, system: System, tmp_path: Path) -> None:
+        (tmp_path / "people.csv").write_bytes(people(100))
+        system.directory.unavailable_after = 10
+        process = await launch(system, tmp_path, "users", "import", "people.csv")
+        while system.directory.calls < 20:
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+        assert process.returncode == 130
+        assert b"Traceback" not in err
+
+
+class TestRun:
+    async def test_an_outage_is_waited_for(self, system: System) -> None:
+        system.directory.unavailable_after = 50
+
+        async def comes_back() -> None:
+            await asyncio.sleep(0.5)
+            system.directory.unavailable_after = None
+
+        back = asyncio.create_task(comes_back())
+        running, found = await run(system, people(200))
+        await back
+        assert str(running.tally) == "200 lines: 200 created, 0 failed"
+        assert found == []
+        assert len(system.directory.events) == 200
+
+    async def test_calls_overlap(self, system: System) -> None:
+        system.directory.delay = 0.01
+        await run(system, people(100), concurrency=16)
+        assert system.directory.most_running == 16
+
+    def test_request_ids_name_the_file_and_the_line(self) -> None:
+        ids = {request_id(digest, line) for digest in ("a", "b") for line in (1, 2)}
+        assert len(ids) == 4
+        assert request_id("a", 1) == request_id("a", 1) == "e9e4ff42-6ac5-57b1-9443-a7022469dfb2"

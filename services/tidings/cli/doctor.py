@@ -31,7 +31,7 @@ from tidings.users.v1 import users_pb2
 _TIMEOUT = 5.0
 
 # Whoever is behind must have moved after so many seconds.
-_SECOND_LOOK = 2.0
+_SECOND_LOOK = 1.0
 
 # A due delivery is taken up within seconds.
 _LONGEST_DUE = 60.0

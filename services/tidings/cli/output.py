@@ -24,7 +24,6 @@ from rich.text import Text
 _out = Console(highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
-# Lines that are not for a terminal are never wrapped.
 _ENDLESS = 1_000_000
 
 # Control characters, and those that change the direction of the text after them.
@@ -61,14 +60,11 @@ def write(lines: Iterable[str]) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table. On a terminal long cells are folded, elsewhere every row is one line."""
+    """Prints a table, each row on one line: an id that is broken up cannot be copied."""
     made = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for column in made.columns:
-        column.overflow = "fold"
     for row in rows:
         made.add_row(*(Text(shown(cell)) for cell in row))
-    console = _out if _out.is_terminal else Console(width=_ENDLESS)
-    console.print(made)
+    Console(width=_ENDLESS).print(made)
 
 
 def record(fields: Iterable[tuple[str, str]]) -> None:

@@ -8,7 +8,6 @@ everything else in a group commit. Here a column is one join. An array is passed
 from __future__ import annotations
 
 import struct
-import uuid
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
@@ -22,7 +21,7 @@ _SIZE = struct.Struct("!i")
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 # Element types, by their oid in pg_type.
-_BOOL, _BYTEA, _INT8, _INT2, _INT4, _TEXT, _TIMESTAMPTZ, UUID = 16, 17, 20, 21, 23, 25, 1184, 2950
+_BOOL, _BYTEA, _INT8, _INT2, _INT4, _TEXT, _TIMESTAMPTZ, _UUID = 16, 17, 20, 21, 23, 25, 1184, 2950
 
 
 class Array:
@@ -69,9 +68,9 @@ def byteas(values: Sequence[bytes | None], kind: int = _BYTEA) -> Array:
     return _join(kind, len(values), parts, None in values)
 
 
-def uuids(values: Sequence[uuid.UUID]) -> Array:
-    """A uuid[]."""
-    return byteas([value.bytes for value in values], UUID)
+def uuids(values: Sequence[bytes]) -> Array:
+    """A uuid[], of the 16 bytes of each."""
+    return byteas(values, _UUID)
 
 
 def booleans(values: Sequence[bool]) -> Array:

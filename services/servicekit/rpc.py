@@ -7,6 +7,7 @@ loops are joined. If a background loop dies the same happens, with exit code 1.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
@@ -204,6 +205,17 @@ def server(health: Health, *services: str) -> grpc.aio.Server:
     return made
 
 
+def _calm_collector() -> None:
+    """Lets the garbage collector look less often, and never at what was made before serving.
+
+    By default it walks all that lives after some thousand new objects; a window of 100,000 events in memory made that a
+    tenth of a server's time. Calls leave few cycles behind.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
 async def serve(
     made: grpc.aio.Server,
     address: str,
@@ -226,6 +238,7 @@ async def serve(
     except RuntimeError:
         log.error("address is taken or not allowed", address=address)
         return 1
+    _calm_collector()
     await made.start()
     await health.start()
     background.start(health.follow(is_ready), "readiness")

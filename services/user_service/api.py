@@ -15,7 +15,7 @@ from typing import Any
 import grpc.aio
 import psycopg
 from google.protobuf.message import Message
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from servicekit import rpc, telemetry
 from servicekit.database import Connection, Pool
@@ -85,7 +85,7 @@ class UserService(users_pb2_grpc.UserServiceServicer):
             raise invalid(Violation("requests", f"must be 1 to {validation.MOST_IN_BATCH}"))
         violations: validation.Violations = []
         validate_only = requests[0].validate_only
-        seen: set[uuid.UUID] = set()
+        seen: set[bytes] = set()
         items = []
         for index, one in enumerate(requests):
             prefix = f"requests[{index}]."
@@ -147,7 +147,7 @@ class UserService(users_pb2_grpc.UserServiceServicer):
         ids = [validation.user_id(text, f"ids[{index}]") for index, text in enumerate(request.ids)]
         async with self._connection() as connection:
             found = await reads.users_by_id(connection, ids)
-        missing = [str(user_id) for user_id in ids if user_id not in found]
+        missing = [text for text, user_id in zip(request.ids, ids, strict=True) if user_id not in found]
         if missing:
             shown = ", ".join(missing[:10])
             raise NotFoundError(
@@ -206,7 +206,8 @@ def _create_item(request: users_pb2.CreateUserRequest, prefix: str, violations: 
     user_id = uuid7()
     user.id = str(user_id)
     body_hash = _body_hash(request) if request_id else b""
-    return Item(domain.Create(user, user_id, email_key, path), request_id, body_hash, f"{prefix}request_id")
+    create = domain.create(user, user_id.bytes, email_key, path)
+    return Item(create, request_id, body_hash, f"{prefix}request_id")
 
 
 def _body_hash(request: Message) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from google.protobuf import timestamp_pb2
 
@@ -31,19 +32,27 @@ _DELETION_FIELDS = ("delete_time", "purge_time")
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """A new user; `user` holds its id and the caller's fields."""
+    """A new user; `user` holds its id and the caller's fields, `encoded` is the same encoded."""
 
     user: users_pb2.User
-    id: uuid.UUID
+    encoded: bytes
+    id: bytes
     email_key: str
+    changed_fields: tuple[str, ...]
     path: str = "user"
+
+
+def create(user: users_pb2.User, user_id: bytes, email_key: str, path: str = "user") -> Create:
+    """A Create of a user whose id and caller's fields are set."""
+    changed = tuple(name for name in CALLER_FIELDS if getattr(user, name))
+    return Create(user, user.SerializeToString(), user_id, email_key, changed, path)
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
     """New values of the named fields of a living user."""
 
-    id: uuid.UUID
+    id: bytes
     user: users_pb2.User
     fields: tuple[str, ...]
     email_key: str
@@ -54,7 +63,7 @@ class Update:
 class Delete:
     """The soft deletion of a living user."""
 
-    id: uuid.UUID
+    id: bytes
     version: int
 
 
@@ -62,11 +71,12 @@ class Delete:
 class Undelete:
     """Takes a soft deletion back."""
 
-    id: uuid.UUID
+    id: bytes
 
 
 Mutation = Create | Update | Delete | Undelete
-AnswerKey = tuple[uuid.UUID, str, str]  # request_id, caller, method
+# Ids are the 16 bytes of a UUID.
+AnswerKey = tuple[bytes, str, str]  # request_id, caller, method
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +84,7 @@ class Item:
     """One change of a unit, with the request_id that makes its retry safe."""
 
     mutation: Mutation
-    request_id: uuid.UUID | None
+    request_id: bytes | None
     body_hash: bytes
     request_id_path: str = "request_id"
 
@@ -131,28 +141,45 @@ class Row:
 class Known:
     """What was read under the lock: all that the decisions of a batch need."""
 
-    rows: dict[uuid.UUID, Row] = field(default_factory=dict)
-    usernames: dict[str, uuid.UUID] = field(default_factory=dict)
-    email_keys: dict[str, uuid.UUID] = field(default_factory=dict)
+    rows: dict[bytes, Row] = field(default_factory=dict)
+    usernames: dict[str, bytes] = field(default_factory=dict)
+    email_keys: dict[str, bytes] = field(default_factory=dict)
     answers: dict[AnswerKey, tuple[bytes, bytes]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The commit time of a batch, as a datetime and as the message that all its events carry."""
+    """The commit time of a batch, as a datetime and as the message that all its events carry, plain and encoded.
+
+    `created` is what a new user has besides the caller's fields, encoded: its version and times.
+    """
 
     time: datetime
     stamp: timestamp_pb2.Timestamp
+    encoded: bytes
+    created: bytes
     deleted_kept: timedelta
+
+
+def moment(time: datetime, deleted_kept: timedelta) -> Moment:
+    """The moment of a commit."""
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromDatetime(time)
+    encoded = stamp.SerializeToString()
+    created = users_pb2.User(version=1, create_time=stamp, update_time=stamp).SerializeToString()
+    return Moment(time, stamp, encoded, created, deleted_kept)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One decided change: it will be an event."""
+    """One decided change: it will be an event. `encoded` is the user after it; of a new one `user` lacks version and
+    times.
+    """
 
     type: users_pb2.UserEvent.Type.ValueType
-    id: uuid.UUID
+    id: bytes
     user: users_pb2.User
+    encoded: bytes
     previous: users_pb2.User | None
     email_key: str
     changed_fields: tuple[str, ...]
@@ -181,7 +208,7 @@ def _decide_item(unit: Unit, item: Item, known: Known, moment: Moment) -> Decisi
         if earlier is not None:
             body_hash, answer = earlier
             if body_hash != item.body_hash:
-                raise errors.request_id_reused(item.request_id_path, str(item.request_id))
+                raise errors.request_id_reused(item.request_id_path, _text(item.request_id))
             return Decision(item, answer=answer)
     mutation = item.mutation
     if isinstance(mutation, Create):
@@ -204,21 +231,16 @@ def _create(create: Create, known: Known, moment: Moment) -> Change:
     # leaves nothing behind that another would see.
     known.usernames[user.username] = create.id
     known.email_keys[create.email_key] = create.id
-    after = users_pb2.User()
-    after.CopyFrom(user)
-    after.version = 1
-    after.create_time.CopyFrom(moment.stamp)
-    after.update_time.CopyFrom(moment.stamp)
-    changed = tuple(name for name in CALLER_FIELDS if getattr(user, name))
-    return Change(CREATED, create.id, after, None, create.email_key, changed)
+    encoded = create.encoded + moment.created
+    return Change(CREATED, create.id, user, encoded, None, create.email_key, create.changed_fields)
 
 
-def _living(user_id: uuid.UUID, version: int, known: Known, path: str) -> Row:
+def _living(user_id: bytes, version: int, known: Known, path: str) -> Row:
     row = known.rows.get(user_id)
     if row is None or row.user.HasField("delete_time"):
-        raise errors.user_not_found(str(user_id), path)
+        raise errors.user_not_found(_text(user_id), path)
     if version and version != row.user.version:
-        raise errors.stale_version(str(user_id), version, row.user.version)
+        raise errors.stale_version(_text(user_id), version, row.user.version)
     return row
 
 
@@ -228,6 +250,17 @@ def _next(row: Row, moment: Moment) -> users_pb2.User:
     after.version += 1
     after.update_time.CopyFrom(moment.stamp)
     return after
+
+
+def _changed(
+    kind: users_pb2.UserEvent.Type.ValueType,
+    user_id: bytes,
+    after: users_pb2.User,
+    row: Row,
+    email_key: str,
+    fields: tuple[str, ...],
+) -> Change:
+    return Change(kind, user_id, after, after.SerializeToString(), row.user, email_key, fields)
 
 
 def _update(update: Update, known: Known, moment: Moment) -> Change | None:
@@ -248,7 +281,7 @@ def _update(update: Update, known: Known, moment: Moment) -> Change | None:
             after.labels.update(given.labels)
         else:
             setattr(after, name, getattr(given, name))
-    return Change(UPDATED, update.id, after, before, email_key, changed)
+    return _changed(UPDATED, update.id, after, row, email_key, changed)
 
 
 def _delete(delete: Delete, known: Known, moment: Moment) -> Change:
@@ -256,15 +289,15 @@ def _delete(delete: Delete, known: Known, moment: Moment) -> Change:
     after = _next(row, moment)
     after.delete_time.CopyFrom(moment.stamp)
     after.purge_time.FromDatetime(moment.time + moment.deleted_kept)
-    return Change(DELETED, delete.id, after, row.user, row.email_key, _DELETION_FIELDS)
+    return _changed(DELETED, delete.id, after, row, row.email_key, _DELETION_FIELDS)
 
 
 def _undelete(undelete: Undelete, known: Known, moment: Moment) -> Change:
     row = known.rows.get(undelete.id)
     if row is None or (row.purge_time is not None and row.purge_time <= moment.time):
-        raise errors.user_not_found(str(undelete.id), "id")
+        raise errors.user_not_found(_text(undelete.id), "id")
     if not row.user.HasField("delete_time"):
-        raise errors.not_deleted(str(undelete.id))
+        raise errors.not_deleted(_text(undelete.id))
     if row.username_taken:
         raise errors.name_taken("username", "user.username", row.user.username)
     if row.email_taken:
@@ -272,9 +305,14 @@ def _undelete(undelete: Undelete, known: Known, moment: Moment) -> Change:
     after = _next(row, moment)
     after.ClearField("delete_time")
     after.ClearField("purge_time")
-    return Change(UNDELETED, undelete.id, after, row.user, row.email_key, _DELETION_FIELDS)
+    return _changed(UNDELETED, undelete.id, after, row, row.email_key, _DELETION_FIELDS)
 
 
+def _text(id_: bytes) -> str:
+    return str(uuid.UUID(bytes=id_))
+
+
+@lru_cache(maxsize=1024)
 def field_bits(changed_fields: tuple[str, ...]) -> int:
     """The changed fields as bits: bit n stands for field number n of User."""
     bits = 0

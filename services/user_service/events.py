@@ -7,19 +7,20 @@ joining is concatenation. `previous` is stored beside the element and spliced in
 
 from __future__ import annotations
 
-import uuid
 import zlib
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import NamedTuple
-
-from google.protobuf import timestamp_pb2
 
 from tidings.users.v1 import users_pb2
 from user_service.domain import Change
+from user_service.wire import delimited, tag, varint
 
-_ELEMENT_TAG = b"\x0a"  # field 1, length-delimited
-_PREVIOUS_TAG = b"\x2a"  # field 5, length-delimited: UserEvent.previous
+_ELEMENT = tag(1, 2)
+# Fields of UserEvent.
+_POSITION, _ID, _TYPE, _USER, _PREVIOUS = tag(1, 0), tag(2, 2), tag(3, 0), tag(4, 2), tag(5, 2)
+_COMMIT_TIME, _ACTOR, _TRACE_PARENT, _TRACE_STATE = tag(7, 2), tag(8, 2), tag(10, 2), tag(11, 2)
 
 # gRPC's usual limit is 4 MiB; a message of the feed stays under 1 MiB, its tail included.
 LARGEST_MESSAGE = (1 << 20) - 4096
@@ -41,48 +42,45 @@ class Entry(NamedTuple):
         return len(self.element) + len(self.previous or b"") + 200
 
 
-def shard_hash(user_id: uuid.UUID) -> int:
+def shard_hash(user_id: bytes) -> int:
     """What shards are cut by: CRC-32 (IEEE 802.3, as in zlib) of the 16 bytes of the id."""
-    return zlib.crc32(user_id.bytes)
-
-
-def varint(number: int) -> bytes:
-    """A base-128 varint."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    return zlib.crc32(user_id)
 
 
 def element(body: bytes) -> bytes:
     """An encoded message as an element of a repeated field 1."""
-    return b"".join((_ELEMENT_TAG, varint(len(body)), body))
+    return delimited(_ELEMENT, body)
+
+
+@lru_cache(maxsize=1024)
+def _changed_fields(names: tuple[str, ...]) -> bytes:
+    return users_pb2.UserEvent(changed_fields=names).SerializeToString()
 
 
 def encode(
     change: Change,
     position: int,
-    event_id: uuid.UUID,
-    commit_time: timestamp_pb2.Timestamp,
+    event_id: str,
+    commit_time: bytes,
     actor: str,
     trace_parent: str,
     trace_state: str,
 ) -> bytes:
-    """The finished element of an event."""
-    event = users_pb2.UserEvent(
-        position=position,
-        id=str(event_id),
-        type=change.type,
-        user=change.user,
-        changed_fields=change.changed_fields,
-        commit_time=commit_time,
-        actor=actor,
-        trace_parent=trace_parent,
-        trace_state=trace_state,
-    )
-    return element(event.SerializeToString())
+    """The finished element of an event; `commit_time` is an encoded Timestamp."""
+    parts = [
+        _POSITION,
+        varint(position),
+        delimited(_ID, event_id.encode()),
+        _TYPE,
+        varint(change.type),
+        delimited(_USER, change.encoded),
+        _changed_fields(change.changed_fields),
+        delimited(_COMMIT_TIME, commit_time),
+    ]
+    for key, text in ((_ACTOR, actor), (_TRACE_PARENT, trace_parent), (_TRACE_STATE, trace_state)):
+        if text:
+            parts.append(delimited(key, text.encode()))
+    return element(b"".join(parts))
 
 
 def _with_previous(entry: Entry) -> bytes:
@@ -91,7 +89,7 @@ def _with_previous(entry: Entry) -> bytes:
     start = 2  # past the tag and the first byte of the length
     while entry.element[start - 1] & 0x80:
         start += 1
-    return element(b"".join((entry.element[start:], _PREVIOUS_TAG, varint(len(entry.previous)), entry.previous)))
+    return element(entry.element[start:] + delimited(_PREVIOUS, entry.previous))
 
 
 def join(entries: Sequence[Entry], include_previous: bool) -> list[bytes]:

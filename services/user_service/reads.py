@@ -17,6 +17,7 @@ from psycopg.rows import TupleRow
 from sqlalchemy import ARRAY, BigInteger, Integer, Text, any_, bindparam, select
 from sqlalchemy.dialects.postgresql import UUID
 
+from servicekit import arrays
 from servicekit.database import Connection, sql
 from tidings.users.v1 import users_pb2
 from user_service.events import Entry
@@ -103,10 +104,10 @@ def user_of(row: TupleRow) -> users_pb2.User:
     )
 
 
-async def users_by_id(connection: Connection, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, users_pb2.User]:
+async def users_by_id(connection: Connection, ids: Sequence[bytes]) -> dict[bytes, users_pb2.User]:
     """The users of these ids that exist, soft-deleted ones too."""
-    cursor = await connection.execute(_READ_USERS, {"ids": list(ids)}, binary=True)
-    return {row[0]: user_of(row) for row in await cursor.fetchall()}
+    cursor = await connection.execute(_READ_USERS, {"ids": arrays.uuids(ids)}, binary=True)
+    return {row[0].bytes: user_of(row) for row in await cursor.fetchall()}
 
 
 def _prefix_range(column: str, prefix: str) -> dict[str, str]:

@@ -7,7 +7,6 @@ run once for a batch, with arrays: what a statement costs is paid once for all i
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -216,10 +215,10 @@ class Locked:
 class Lookups:
     """What a batch must read."""
 
-    ids: list[uuid.UUID]
+    ids: list[bytes]
     usernames: list[str]
     email_keys: list[str]
-    request_ids: list[uuid.UUID]
+    request_ids: list[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,13 +246,13 @@ async def begin(connection: Connection, lookups: Lookups) -> tuple[Locked, Known
         raise LookupError("the feed's row is missing: the schema is not complete")
     for id_, username, email_key, caller, method, body_hash, response in taken:
         if username is not None:
-            known.usernames[username] = id_
+            known.usernames[username] = id_.bytes
         elif email_key is not None:
-            known.email_keys[email_key] = id_
+            known.email_keys[email_key] = id_.bytes
         else:
-            known.answers[(id_, caller, method)] = (body_hash, response)
+            known.answers[(id_.bytes, caller, method)] = (body_hash, response)
     for row in rows[0] if rows else ():
-        known.rows[row[0]] = Row(user_of(row), row[3], row[12], row[13], row[14])
+        known.rows[row[0].bytes] = Row(user_of(row), row[3], row[12], row[13], row[14])
     return Locked(*locked[0]), known
 
 
@@ -296,7 +295,7 @@ async def commit(
     changed = [change for change in changes if change.previous is not None]
     values = _user_arrays([change for change in changes if change.previous is None]) | {
         "position": arrays.bigints([entry.position for entry in entries]),
-        "event_id": arrays.byteas([entry.event_id for entry in entries], arrays.UUID),
+        "event_id": arrays.uuids([entry.event_id for entry in entries]),
         "user_id": arrays.uuids([change.id for change in changes]),
         "shard_hash": arrays.bigints([shard_hash(change.id) for change in changes]),
         "type": arrays.smallints([change.type for change in changes]),

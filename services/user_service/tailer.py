@@ -26,6 +26,7 @@ _CHANNEL = "tidings_feed"
 _PAGE = 1000
 _PENDING_ENTRIES = 10_000
 _LONGEST_RECONNECT = 2.0
+_HINT_PAUSE = 0.01
 
 
 class Tailer:
@@ -133,6 +134,8 @@ class Tailer:
                             "SELECT pg_notify(%(channel)s, %(head)s::text)",
                             {"channel": _CHANNEL, "head": str(self._window.head)},
                         )
+                        # The first hint goes at once; under load one for many commits is enough.
+                        await asyncio.sleep(_HINT_PAUSE)
             except psycopg.OperationalError as error:
                 log.warning("hints cannot be sent; other replicas poll", error=str(error).strip(), retry_seconds=delay)
                 await asyncio.sleep(delay)

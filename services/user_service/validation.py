@@ -6,7 +6,6 @@ Every check runs, so that one answer names every invalid field. Nothing here kno
 from __future__ import annotations
 
 import re
-import uuid
 import zoneinfo
 from functools import lru_cache
 
@@ -27,6 +26,7 @@ MOST_IN_BATCH = 1000
 CALLER_FIELDS = ("username", "email", "display_name", "locale", "time_zone", "labels")
 
 _USERNAME = re.compile(r"[a-z0-9._-]{1,64}")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _TIME_ZONES = frozenset(zoneinfo.available_timezones())
 # Local parts that email-validator leaves as they are, of the kind that nearly all addresses have. Others take the long
@@ -141,16 +141,16 @@ def caller_fields(
     return user, key
 
 
-def user_id(text: str, path: str) -> uuid.UUID:
-    """A user's id; INVALID_ARGUMENT if it is none."""
+def user_id(text: str, path: str) -> bytes:
+    """The 16 bytes of a user's id; INVALID_ARGUMENT if it is none."""
     parsed = _uuid(text)
     if parsed is None:
         raise invalid(Violation(path, "must be a UUID" if text else "is required"))
     return parsed
 
 
-def request_id(text: str, path: str, violations: Violations) -> uuid.UUID | None:
-    """A request_id, None if there is none."""
+def request_id(text: str, path: str, violations: Violations) -> bytes | None:
+    """The 16 bytes of a request_id, None if there is none."""
     if not text:
         return None
     parsed = _uuid(text)
@@ -159,13 +159,9 @@ def request_id(text: str, path: str, violations: Violations) -> uuid.UUID | None
     return parsed
 
 
-def _uuid(text: str) -> uuid.UUID | None:
-    if len(text) != 36:  # uuid.UUID takes braces, URNs and bare hex as well: one spelling is enough
-        return None
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        return None
+def _uuid(text: str) -> bytes | None:
+    # The one canonical spelling; uuid.UUID takes braces, URNs and bare hex as well, and ten times as long.
+    return bytes.fromhex(text.replace("-", "")) if _UUID.fullmatch(text) else None
 
 
 def mask(paths: list[str]) -> tuple[str, ...]:

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import psycopg
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from servicekit import database, flush, logs
 from servicekit.database import Connection
 from servicekit.errors import ServiceError
-from user_service import domain, errors, events, reads, store
-from user_service.domain import Change, Decision, Known, Moment, Unit
+from user_service import domain, errors, events, store
+from user_service.domain import Change, Decision, Known, Unit
 from user_service.events import Entry
 
 log = logs.get(__name__)
@@ -276,7 +276,7 @@ class Writer:
         raise _UnknownOutcomeError
 
     def _plan(self, batch: list[_Waiting], locked: store.Locked, known: Known) -> _Plan:
-        moment = Moment(locked.time, reads.stamp(locked.time), self._deleted_kept)
+        moment = domain.moment(locked.time, self._deleted_kept)
         plan = _Plan([], [], [], [])
         position = locked.head
         for waiting in batch:
@@ -301,7 +301,7 @@ class Writer:
                     nth += 1
                     event_id = uuid7()
                     element = events.encode(
-                        change, position, event_id, moment.stamp, unit.actor, unit.trace_parent, unit.trace_state
+                        change, position, str(event_id), moment.encoded, unit.actor, unit.trace_parent, unit.trace_state
                     )
                     previous = None if change.previous is None else change.previous.SerializeToString()
                     plan.changes.append(change)
@@ -368,11 +368,12 @@ def _lookups(batch: list[_Waiting]) -> store.Lookups:
 
 
 def _answer(decision: Decision) -> bytes:
+    if decision.change is not None:
+        return decision.change.encoded
     if decision.answer is not None:
         return decision.answer
-    user = decision.change.user if decision.change is not None else decision.user
-    assert user is not None  # noqa: S101 - a decision has one of the three
-    return user.SerializeToString()
+    assert decision.user is not None  # noqa: S101 - a decision has one of the three
+    return decision.user.SerializeToString()
 
 
 def _refuse(batch: list[_Waiting], error: BaseException) -> None:

@@ -1,0 +1,89 @@
+"""What is joined by hand is what the generated code would write."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidings.users.v1 import users_pb2
+from user_service import domain, events, wire
+from user_service.domain import Change
+from user_service.events import Entry
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
+_TIMES = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+_USERS = st.builds(
+    users_pb2.User,
+    id=_TEXTS,
+    username=_TEXTS,
+    email=_TEXTS,
+    display_name=_TEXTS,
+    locale=_TEXTS,
+    time_zone=_TEXTS,
+    labels=st.dictionaries(_TEXTS, _TEXTS, max_size=5),
+)
+_POSITIONS = st.integers(1, 2**63 - 1)
+_ID = "01a2073c-72ab-73cb-bb17-373d23ea8734"
+
+
+@given(st.integers(0, 2**64 - 1), _TEXTS)
+def test_the_wire_format(number: int, text: str) -> None:
+    head = wire.tag(4, 0) + wire.varint(number) + wire.delimited(wire.tag(2, 2), text.encode())
+    message = users_pb2.WatchUsersResponse.FromString(head)
+    assert (message.position, message.resume_token) == (number, text)
+
+
+@given(_USERS, _TIMES, _POSITIONS, _TEXTS, _TEXTS, _TEXTS)
+def test_an_event_of_a_new_user(
+    user: users_pb2.User, time: datetime, position: int, actor: str, parent: str, state: str
+) -> None:
+    moment = domain.moment(time, timedelta(days=30))
+    created = domain.create(user, b"\0" * 16, "key")
+    known = domain.Known()
+    unit = domain.Unit((domain.Item(created, None, b""),), caller="", method="CreateUser")
+    [decision] = domain.decide(unit, known, moment)
+    assert decision.change is not None
+    element = events.encode(decision.change, position, _ID, moment.encoded, actor, parent, state)
+    [event] = users_pb2.WatchUsersResponse.FromString(element).events
+    after = users_pb2.User()
+    after.CopyFrom(user)
+    after.version = 1
+    after.create_time.CopyFrom(moment.stamp)
+    after.update_time.CopyFrom(moment.stamp)
+    assert event == users_pb2.UserEvent(
+        position=position,
+        id=_ID,
+        type=users_pb2.UserEvent.CREATED,
+        user=after,
+        changed_fields=[name for name in ("username", "email", "display_name", "locale", "time_zone", "labels")
+                        if getattr(user, name)],
+        commit_time=moment.stamp,
+        actor=actor,
+        trace_parent=parent,
+        trace_state=state,
+    )  # fmt: skip
+
+
+@given(_USERS, _USERS, _TIMES)
+def test_the_user_before_a_change_is_spliced_in(before: users_pb2.User, after: users_pb2.User, time: datetime) -> None:
+    moment = domain.moment(time, timedelta(days=30))
+    change = Change(domain.UPDATED, b"", after, after.SerializeToString(), before, "", ("email",))
+    element = events.encode(change, 7, _ID, moment.encoded, "", "", "")
+    entry = Entry(7, b"", True, time, element, before.SerializeToString())
+    for include in (False, True):
+        [event] = users_pb2.WatchUsersResponse.FromString(b"".join(events.join([entry], include))).events
+        assert event.user == after
+        assert event.HasField("previous") == include
+        assert not include or event.previous == before
+
+
+def test_the_shard_hash_has_vectors() -> None:
+    vectors = {
+        "00000000-0000-0000-0000-000000000000": 0xECBB4B55,
+        "00112233-4455-6677-8899-aabbccddeeff": 0x8407759B,
+        "ffffffff-ffff-ffff-ffff-ffffffffffff": 0x3FB3C61A,
+    }
+    found = {text: events.shard_hash(bytes.fromhex(text.replace("-", ""))) for text in vectors}
+    assert found == vectors

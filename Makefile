@@ -14,6 +14,8 @@ GENERATED := tidings/users/v1 tidings/notifications/v1
 CODE := services migrations tests examples bench
 # Arguments for pytest: `make test ARGS="tests/devstack -k mail"`.
 ARGS ?=
+# Tests mostly wait for processes: a few more workers than processors.
+JOBS ?= 3
 
 .PHONY: help
 help: ## list the targets
@@ -63,7 +65,7 @@ run: setup ## the whole system in the foreground; Ctrl-C stops it, the data stay
 
 .PHONY: test
 test: setup ## every test that needs no cluster; ARGS="..." for pytest
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(JOBS) $(ARGS)
 
 .PHONY: check
 check: check-code check-imports check-protos check-migrations ## everything that CI checks besides the tests

@@ -8,6 +8,7 @@ everything else in a group commit. Here a column is one join. An array is passed
 from __future__ import annotations
 
 import struct
+import uuid
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
@@ -68,7 +69,12 @@ def byteas(values: Sequence[bytes | None], kind: int = _BYTEA) -> Array:
     return _join(kind, len(values), parts, None in values)
 
 
-def uuids(values: Sequence[bytes]) -> Array:
+def uuids(values: Sequence[uuid.UUID]) -> Array:
+    """A uuid[]."""
+    return byteas([value.bytes for value in values], _UUID)
+
+
+def ids(values: Sequence[bytes]) -> Array:
     """A uuid[], of the 16 bytes of each."""
     return byteas(values, _UUID)
 

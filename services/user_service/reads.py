@@ -106,7 +106,7 @@ def user_of(row: TupleRow) -> users_pb2.User:
 
 async def users_by_id(connection: Connection, ids: Sequence[bytes]) -> dict[bytes, users_pb2.User]:
     """The users of these ids that exist, soft-deleted ones too."""
-    cursor = await connection.execute(_READ_USERS, {"ids": arrays.uuids(ids)}, binary=True)
+    cursor = await connection.execute(_READ_USERS, {"ids": arrays.ids(ids)}, binary=True)
     return {row[0].bytes: user_of(row) for row in await cursor.fetchall()}
 
 

@@ -236,11 +236,11 @@ async def begin(connection: Connection, lookups: Lookups) -> tuple[Locked, Known
     wanted = {
         "usernames": arrays.texts(lookups.usernames),
         "email_keys": arrays.texts(lookups.email_keys),
-        "request_ids": arrays.uuids(lookups.request_ids),
+        "request_ids": arrays.ids(lookups.request_ids),
     }
     calls = [Call(_BEGIN, {}), Call(_LOCK_FEED, {}), Call(_READ_TAKEN, wanted)]
     if lookups.ids:
-        calls.append(Call(_READ_ROWS, {"ids": arrays.uuids(lookups.ids)}))
+        calls.append(Call(_READ_ROWS, {"ids": arrays.ids(lookups.ids)}))
     _, locked, taken, *rows = await flush.run(connection, calls)
     if not locked:
         raise LookupError("the feed's row is missing: the schema is not complete")
@@ -259,7 +259,7 @@ async def begin(connection: Connection, lookups: Lookups) -> tuple[Locked, Known
 def _user_arrays(changes: Sequence[Change], prefix: str = "") -> dict[str, Any]:
     people = [change.user for change in changes]
     columns = {
-        "id": arrays.uuids([change.id for change in changes]),
+        "id": arrays.ids([change.id for change in changes]),
         "username": arrays.texts([user.username for user in people]),
         "email": arrays.texts([user.email for user in people]),
         "email_key": arrays.texts([change.email_key for change in changes]),
@@ -295,15 +295,15 @@ async def commit(
     changed = [change for change in changes if change.previous is not None]
     values = _user_arrays([change for change in changes if change.previous is None]) | {
         "position": arrays.bigints([entry.position for entry in entries]),
-        "event_id": arrays.uuids([entry.event_id for entry in entries]),
-        "user_id": arrays.uuids([change.id for change in changes]),
+        "event_id": arrays.ids([entry.event_id for entry in entries]),
+        "user_id": arrays.ids([change.id for change in changes]),
         "shard_hash": arrays.bigints([shard_hash(change.id) for change in changes]),
         "type": arrays.smallints([change.type for change in changes]),
         "changed_fields": arrays.integers([field_bits(change.changed_fields) for change in changes]),
         "group_end": arrays.booleans([entry.group_end for entry in entries]),
         "element": arrays.byteas([entry.element for entry in entries]),
         "previous": arrays.byteas([entry.previous for entry in entries]),
-        "request_id": arrays.uuids([answer.key[0] for answer in kept]),
+        "request_id": arrays.ids([answer.key[0] for answer in kept]),
         "caller": arrays.texts([answer.key[1] for answer in kept]),
         "method": arrays.texts([answer.key[2] for answer in kept]),
         "body_hash": arrays.byteas([answer.body_hash for answer in kept]),

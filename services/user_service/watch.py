@@ -161,7 +161,15 @@ class Streams:
             await self._wait_for(token.position)
         if token.event_hash != await self._event_hash(token.position):
             raise errors.diverged_token(token.position)
-        return _Start(token.position, tokens.encode(token), token.position)
+        return _Start(token.position, tokens.encode(token), await self._head(token.position))
+
+    async def _head(self, otherwise: int) -> int:
+        """The primary's head. A stream that this replica can serve from memory needs no database."""
+        try:
+            async with self._pool.connection() as connection:
+                return (await reads.feed_state(connection)).head
+        except psycopg.OperationalError:
+            return otherwise
 
     async def _wait_for(self, position: int) -> None:
         loop = asyncio.get_running_loop()

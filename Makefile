@@ -25,7 +25,7 @@ help: ## list the targets
 setup: $(STAMP) ## make .venv with everything that uv.lock names (a no-op when up to date)
 
 # uv is taken from PATH, else from PyPI into .uv/, by whichever of venv and pip --target this Python has. A .venv that works
-# keeps its Python.
+# keeps its Python. The system's certificates are those a company's proxy is known by.
 $(STAMP): pyproject.toml uv.lock
 	@python=; \
 	for candidate in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -54,6 +54,7 @@ $(STAMP): pyproject.toml uv.lock
 			echo '*' > .uv/.gitignore; \
 		fi; \
 	fi; \
+	if [ -e /etc/ssl/certs/ca-certificates.crt ]; then export UV_SYSTEM_CERTS=true; fi; \
 	echo "setup: .venv from uv.lock"; \
 	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=; fi; \
 	"$$uv" sync --quiet --locked --all-extras $${python:+--python "$$python"}

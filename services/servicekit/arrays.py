@@ -69,14 +69,22 @@ def byteas(values: Sequence[bytes | None], kind: int = _BYTEA) -> Array:
     return _join(kind, len(values), parts, None in values)
 
 
+def _uniform(kind: int, values: Sequence[bytes]) -> Array:
+    """Elements of one size."""
+    if not values:
+        return _join(kind, 0, ())
+    size = _SIZE.pack(len(values[0]))
+    return _join(kind, len(values), (size, size.join(values)))
+
+
 def uuids(values: Sequence[uuid.UUID]) -> Array:
     """A uuid[]."""
-    return byteas([value.bytes for value in values], _UUID)
+    return _uniform(_UUID, [value.bytes for value in values])
 
 
 def ids(values: Sequence[bytes]) -> Array:
     """A uuid[], of the 16 bytes of each."""
-    return byteas(values, _UUID)
+    return _uniform(_UUID, values)
 
 
 def booleans(values: Sequence[bool]) -> Array:

@@ -12,6 +12,7 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
+from typing import NamedTuple
 
 from google.protobuf import timestamp_pb2
 
@@ -30,8 +31,7 @@ FIELD_NUMBERS = {
 _DELETION_FIELDS = ("delete_time", "purge_time")
 
 
-@dataclass(frozen=True, slots=True)
-class Create:
+class Create(NamedTuple):
     """A new user; `user` holds its id and the caller's fields, `encoded` is the same encoded."""
 
     user: users_pb2.User
@@ -48,8 +48,7 @@ def create(user: users_pb2.User, user_id: bytes, email_key: str, path: str = "us
     return Create(user, user.SerializeToString(), user_id, email_key, changed, path)
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(NamedTuple):
     """New values of the named fields of a living user."""
 
     id: bytes
@@ -59,16 +58,14 @@ class Update:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(NamedTuple):
     """The soft deletion of a living user."""
 
     id: bytes
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Undelete:
+class Undelete(NamedTuple):
     """Takes a soft deletion back."""
 
     id: bytes
@@ -79,8 +76,7 @@ Mutation = Create | Update | Delete | Undelete
 AnswerKey = tuple[bytes, str, str]  # request_id, caller, method
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One change of a unit, with the request_id that makes its retry safe."""
 
     mutation: Mutation
@@ -89,8 +85,7 @@ class Item:
     request_id_path: str = "request_id"
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """What one call asks for."""
 
     items: tuple[Item, ...]
@@ -170,8 +165,7 @@ def moment(time: datetime, deleted_kept: timedelta) -> Moment:
     return Moment(time, stamp, encoded, created, deleted_kept)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One decided change: it will be an event. `encoded` is the user after it; of a new one `user` lacks version and
     times.
     """
@@ -185,8 +179,7 @@ class Change:
     changed_fields: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What happens for one item: an earlier answer is repeated, a change is made, or nothing changes (`user` is the
     answer).
     """

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from google.protobuf import timestamp_pb2
 from sqlalchemy import (
@@ -221,8 +221,7 @@ class Lookups:
     request_ids: list[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What is kept for a request_id."""
 
     key: AnswerKey
@@ -293,10 +292,11 @@ async def commit(
 ) -> None:
     """Writes what a batch decided and commits. One flush; until it returns the outcome is unknown."""
     changed = [change for change in changes if change.previous is not None]
+    user_ids = arrays.ids([change.id for change in changes])
     values = _user_arrays([change for change in changes if change.previous is None]) | {
         "position": arrays.bigints([entry.position for entry in entries]),
         "event_id": arrays.ids([entry.event_id for entry in entries]),
-        "user_id": arrays.ids([change.id for change in changes]),
+        "user_id": user_ids,
         "shard_hash": arrays.bigints([shard_hash(change.id) for change in changes]),
         "type": arrays.smallints([change.type for change in changes]),
         "changed_fields": arrays.integers([field_bits(change.changed_fields) for change in changes]),

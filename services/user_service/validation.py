@@ -48,7 +48,7 @@ def _domain(text: str) -> tuple[str, str] | None:
 
 
 def email(text: str, path: str, violations: Violations) -> tuple[str, str]:
-    """The normalized address and its key, `("", "")` if it is refused.
+    """The normalized address and its key, `("", "")` if it is refused; `path` is that of the user.
 
     Addresses are what `email_validator.validate_email(check_deliverability=False)` accepts; the domain, its slow part,
     is remembered.
@@ -60,41 +60,36 @@ def email(text: str, path: str, violations: Violations) -> tuple[str, str]:
     try:
         checked = email_validator.validate_email(text, check_deliverability=False)
     except email_validator.EmailNotValidError as error:
-        violations.append(Violation(path, str(error)))
+        violations.append(Violation(f"{path}.email", str(error)))
         return "", ""
     return checked.normalized, f"{checked.local_part.casefold()}@{checked.ascii_domain}"
 
 
 def email_key(address: str) -> str:
     """What uniqueness of an address is judged by: its local part without case, its domain in ASCII."""
-    return email(address, "email", [])[1]
+    return email(address, "user", [])[1]
 
 
-def _username(text: str, path: str, violations: Violations) -> None:
-    if not _USERNAME.fullmatch(text):
-        violations.append(Violation(path, "must be 1 to 64 of a-z, 0-9, '.', '_' and '-'"))
+def _username(text: str) -> str | None:
+    """What is wrong with it, if anything; so do the next."""
+    return None if _USERNAME.fullmatch(text) else "must be 1 to 64 of a-z, 0-9, '.', '_' and '-'"
 
 
-def _display_name(text: str, path: str, violations: Violations) -> None:
+def _display_name(text: str) -> str | None:
     if len(text) > LONGEST_DISPLAY_NAME:
-        violations.append(Violation(path, f"must be at most {LONGEST_DISPLAY_NAME} characters"))
-    elif _CONTROL.search(text):
-        violations.append(Violation(path, "must not hold control characters"))
+        return f"must be at most {LONGEST_DISPLAY_NAME} characters"
+    return "must not hold control characters" if _CONTROL.search(text) else None
 
 
 @lru_cache(maxsize=4096)
-def _is_locale(text: str) -> bool:
-    return "_" not in text and langcodes.tag_is_valid(text)
+def _locale(text: str) -> str | None:
+    if "_" not in text and langcodes.tag_is_valid(text):
+        return None
+    return "must be a BCP 47 language tag, for example de-CH"
 
 
-def _locale(text: str, path: str, violations: Violations) -> None:
-    if text and not _is_locale(text):
-        violations.append(Violation(path, "must be a BCP 47 language tag, for example de-CH"))
-
-
-def _time_zone(text: str, path: str, violations: Violations) -> None:
-    if text and text not in _TIME_ZONES:
-        violations.append(Violation(path, "must be an IANA time zone, for example Europe/Zurich"))
+def _time_zone(text: str) -> str | None:
+    return None if text in _TIME_ZONES else "must be an IANA time zone, for example Europe/Zurich"
 
 
 def _labels(user: users_pb2.User, path: str, violations: Violations) -> None:
@@ -110,25 +105,25 @@ def _labels(user: users_pb2.User, path: str, violations: Violations) -> None:
             violations.append(Violation(path, "must not hold NUL"))
 
 
+_OPTIONAL_TEXTS = (("display_name", _display_name), ("locale", _locale), ("time_zone", _time_zone))
+
+
 def caller_fields(
     given: users_pb2.User, fields: tuple[str, ...], path: str, violations: Violations
 ) -> tuple[users_pb2.User, str]:
     """A new User with the named fields of `given`, normalized, and the email's key ("" if email is not among them)."""
     user, key = users_pb2.User(), ""
     if "username" in fields:
-        _username(given.username, f"{path}.username", violations)
         user.username = given.username
+        if (wrong := _username(given.username)) is not None:
+            violations.append(Violation(f"{path}.username", wrong))
     if "email" in fields:
-        user.email, key = email(given.email, f"{path}.email", violations)
-    if "display_name" in fields and given.display_name:
-        _display_name(given.display_name, f"{path}.display_name", violations)
-        user.display_name = given.display_name
-    if "locale" in fields and given.locale:
-        _locale(given.locale, f"{path}.locale", violations)
-        user.locale = given.locale
-    if "time_zone" in fields and given.time_zone:
-        _time_zone(given.time_zone, f"{path}.time_zone", violations)
-        user.time_zone = given.time_zone
+        user.email, key = email(given.email, path, violations)
+    for field, check in _OPTIONAL_TEXTS:
+        if field in fields and (text := getattr(given, field)):
+            setattr(user, field, text)
+            if (wrong := check(text)) is not None:
+                violations.append(Violation(f"{path}.{field}", wrong))
     if "labels" in fields and given.labels:
         _labels(given, f"{path}.labels", violations)
         user.labels.update(given.labels)

@@ -78,7 +78,7 @@ def describe(*classes: type[Settings]) -> str:
     for settings in classes:
         for name, field in settings.model_fields.items():
             default = field.get_default(call_default_factory=True)
-            shown = "required" if field.is_required() else str(default)
+            shown = "required" if field.is_required() else "" if default is None else str(default)
             if isinstance(default, SecretStr):
                 shown = "(secret)" if default.get_secret_value() else ""
             rows.append((variable(settings, name), field.description or "", shown))

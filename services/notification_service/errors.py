@@ -29,8 +29,3 @@ def future_token(position: int, head: int) -> FailedPreconditionError:
 def database_unavailable() -> UnavailableError:
     """The database cannot be reached."""
     return UnavailableError("the database is not available", reason="DATABASE_UNAVAILABLE", retry_after=1.0)
-
-
-def shutting_down() -> UnavailableError:
-    """This replica is going away."""
-    return UnavailableError("the server is shutting down", reason="SHUTTING_DOWN", retry_after=0.1)

@@ -9,24 +9,22 @@ nobody.
 from __future__ import annotations
 
 import asyncio
-import random
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import psycopg
-from google.protobuf import duration_pb2
 
 from notification_service import errors, reads, tokens
 from notification_service.tail import Tail
 from servicekit.database import Pool
+from servicekit.streams import Life
 from tidings.notifications.v1 import notifications_pb2
 
 _Response = notifications_pb2.WatchNotificationsResponse
 
 _PAGE = 500
-_AGE_JITTER = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,41 +43,21 @@ class Streams:
     def __init__(self, pool: Pool, tail: Tail, *, max_stream_age: float, reconnect_spread: float) -> None:
         self._pool = pool
         self._tail = tail
-        self._max_age = max_stream_age
-        self._spread = reconnect_spread
-        self._draining = False
-        self._running = 0
-        self._none_running = asyncio.Event()
-        self._none_running.set()
+        self._life = Life(max_age=max_stream_age, reconnect_spread=reconnect_spread, wake=tail.wake_all)
 
     async def drain(self, timeout: float) -> None:
         """Ends every stream; returns when they have ended, or after `timeout` seconds."""
-        self._draining = True
-        self._tail.wake_all()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._none_running.wait()
-        except TimeoutError:
-            return
+        await self._life.drain(timeout)
 
     async def stream(self, request: Request) -> AsyncIterator[_Response]:
         """The messages of one stream. Ends by itself only with a drain."""
-        if self._draining:
-            raise errors.shutting_down()
-        self._running += 1
-        self._none_running.clear()
-        try:
-            with self._tail.watching():
-                try:
-                    position, head = await self._start(request)
-                    async for message in self._messages(request, position, head):
-                        yield message
-                except psycopg.OperationalError as error:
-                    raise errors.database_unavailable() from error
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._none_running.set()
+        with self._life.one() as old, self._tail.watching():
+            try:
+                position, head = await self._start(request)
+                async for message in self._messages(request, position, head, old):
+                    yield message
+            except psycopg.OperationalError as error:
+                raise errors.database_unavailable() from error
 
     async def _start(self, request: Request) -> tuple[int, int]:
         """Where the stream begins, and the head. Asks the database: other replicas' commits count at once."""
@@ -93,9 +71,8 @@ class Streams:
             raise errors.future_token(request.start, head)
         return request.start, head
 
-    async def _messages(self, request: Request, position: int, head: int) -> AsyncIterator[_Response]:
+    async def _messages(self, request: Request, position: int, head: int, old: float) -> AsyncIterator[_Response]:
         loop, live = asyncio.get_running_loop(), False
-        old = loop.time() + self._max_age * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311 - jitter
         # What the last message has passed; a scan that finds nothing goes on without one.
         told = position
         yield _message(request, told, position, bookmark=_Response.Bookmark(head_position=head))
@@ -103,8 +80,9 @@ class Streams:
         while True:
             # What was there when the stream began is sent also before the tail has seen it.
             head = max(head, self._tail.head)
-            if self._draining or loop.time() >= old:
-                yield _message(request, told, position, drain=self._drain())
+            if self._life.is_over(old):
+                reason, after = self._life.farewell()
+                yield _message(request, told, position, drain=_Response.Drain(reason=reason, reconnect_after=after))
                 return
             if loop.time() >= bookmark_due:
                 yield _message(request, told, position, bookmark=_Response.Bookmark(head_position=head))
@@ -138,12 +116,6 @@ class Streams:
             found = found[:_PAGE]
             return found, found[-1].position
         return found, head
-
-    def _drain(self) -> _Response.Drain:
-        after = duration_pb2.Duration()
-        after.FromNanoseconds(int(random.uniform(0, self._spread) * 1e9))  # noqa: S311 - spreads reconnects
-        reason = "the server is shutting down" if self._draining else "the stream has reached its greatest age"
-        return _Response.Drain(reason=reason, reconnect_after=after)
 
 
 def _message(

@@ -12,15 +12,14 @@ when it has become old, with a bookmark and a drain.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
 
 import psycopg
-from google.protobuf import duration_pb2
 
 from servicekit.database import Pool
+from servicekit.streams import Life
 from tidings.users.v1 import users_pb2
 from user_service import errors, events, reads, tokens
 from user_service.messages import BrokenLogError, Messages
@@ -30,7 +29,6 @@ from user_service.window import Window
 _Response = users_pb2.WatchUsersResponse
 
 _FUTURE_TOKEN_WAIT = 5.0
-_AGE_JITTER = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,60 +66,35 @@ class Streams:
         self._window = window
         self._messages = messages
         self._log_id = state.log_id
-        self._max_age = max_stream_age
-        self._spread = reconnect_spread
-        self._draining = False
-        self._running = 0
-        self._none_running = asyncio.Event()
-        self._none_running.set()
-
-    @property
-    def running(self) -> int:
-        """How many streams there are."""
-        return self._running
+        self._life = Life(max_age=max_stream_age, reconnect_spread=reconnect_spread, wake=window.wake_all)
 
     async def drain(self, timeout: float) -> None:
         """Ends every stream with a bookmark and a drain; returns when they have ended, or after `timeout` seconds."""
-        self._draining = True
-        self._window.wake_all()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._none_running.wait()
-        except TimeoutError:
-            return
+        await self._life.drain(timeout)
 
     async def stream(self, request: Request) -> AsyncIterator[bytes]:
         """The messages of one stream, encoded. Ends by itself only with a drain."""
-        if self._draining:
-            raise errors.shutting_down()
-        self._running += 1
-        self._none_running.clear()
-        try:
+        with self._life.one() as old:
             start = await self._start(request)
-            async for message in self._messages_from(start, request):
+            async for message in self._messages_from(start, request, old):
                 yield message
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._none_running.set()
 
-    async def _messages_from(self, start: _Start, request: Request) -> AsyncIterator[bytes]:
+    async def _messages_from(self, start: _Start, request: Request, old: float) -> AsyncIterator[bytes]:
         loop, window = asyncio.get_running_loop(), self._window
         position, token, live = start.position, start.token, False
-        old = loop.time() + self._max_age * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311 - jitter
 
         yield self._bookmark(position, token)
         bookmark_due = loop.time() + request.bookmark_interval
         inside_group = False
         while True:
-            if not inside_group and (self._draining or loop.time() >= old):
+            if not inside_group and self._life.is_over(old):
                 yield self._bookmark(position, token)
                 yield self._drain(position, token)
                 return
             if position < window.head:
                 if live and not window.covers(position):
                     live = False
-                    yield self._fell_behind(position, token)
+                    yield self._fell_behind(position, "" if inside_group else token)
                 message = await self._messages.after(position, request.max_batch, request.include_previous)
                 yield message.data
                 position = message.position
@@ -174,7 +147,7 @@ class Streams:
     async def _wait_for(self, position: int) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + _FUTURE_TOKEN_WAIT
-        while self._window.head < position and loop.time() < until and not self._draining:
+        while self._window.head < position and loop.time() < until and not self._life.draining:
             await self._window.wait(until)
         if self._window.head >= position:
             return
@@ -219,7 +192,5 @@ class Streams:
         return events.tail(token, position, position, fell_behind=mark)
 
     def _drain(self, position: int, token: str) -> bytes:
-        after = duration_pb2.Duration()
-        after.FromNanoseconds(int(random.uniform(0, self._spread) * 1e9))  # noqa: S311 - spreads reconnects
-        reason = "the server is shutting down" if self._draining else "the stream has reached its greatest age"
+        reason, after = self._life.farewell()
         return events.tail(token, position, position, drain=_Response.Drain(reason=reason, reconnect_after=after))

@@ -208,9 +208,11 @@ async def test_a_stream_that_stops_reading_delays_nobody(services: Services, use
     await anext(unread)
     large = {f"key-{n}": "v" * 250 for n in range(30)}
     reader = stub.WatchUsers(Request(now={}))
+    live = aiter(reader)
+    await anext(live)
     for _ in range(10):
         await asyncio.gather(*(stub.CreateUser(create(labels=large)) for _ in range(50)))
-    positions = [event.position for message in await _events(reader, 500) for event in message.events]
+    positions = [event.position for message in await _events(live, 500) for event in message.events]
     assert positions == list(range(1, 501))
     reader.cancel()
     # It goes on where it stood, out of Postgres, and is told so.

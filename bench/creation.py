@@ -1,16 +1,18 @@
 """CreateUser: how much of an empty RPC's throughput is left once users are stored and told of, and what pgbench does.
 
 The measured server is the shipped one: validation, request_id, distinct users, one conflict in a hundred. pgbench runs
-one statement that inserts the same three rows, in any order and without a feed, from 32 clients.
+one statement that inserts the same three rows into a database of its own, in any order and without a feed, from 32
+clients.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 from psycopg import AsyncConnection
 
-from bench.measure import Value, percentile, ratios
+from bench.measure import Value, ratios
 from bench.stack import Stack
 
 _CALLERS = 64
@@ -37,38 +39,45 @@ FROM u;
 
 
 async def run(stack: Stack, rounds: int, seconds: int, snapshot_seconds: int) -> AsyncIterator[Value]:
-    """Echo, one replica, two replicas and pgbench by turns; then one replica while a snapshot is held open."""
-    echo, first, second = await stack.echo(), await stack.users(), await stack.users()
-    async with await AsyncConnection.connect(stack.url, autocommit=True) as connection:
+    """By turns with the echo: one replica and pgbench, one replica while a snapshot is held open, two replicas."""
+    echo, first = await stack.echo(), await stack.users()
+    floor = await stack.database("floor")
+    async with await AsyncConnection.connect(floor, autocommit=True) as connection:
         await connection.execute(_SEQUENCE)
-    for address in (first, second):
-        await stack.run("create", [address], callers=_CALLERS, seconds=2)
 
-    by_name: dict[str, list[float]] = {"echo": [], "one": [], "two": [], "pgbench": []}
-    p99: list[float] = []
+    async def creations(*addresses: str) -> dict[str, Any]:
+        return await stack.run("create", list(addresses), callers=_CALLERS, seconds=seconds)
+
+    await creations(first)
+    echoed, one, pgbench, p99 = [], [], [], []
     for _ in range(rounds):
-        by_name["echo"].append((await stack.run("create", [echo], callers=_CALLERS, seconds=seconds))["per_second"])
-        one = await stack.run("create", [first], callers=_CALLERS, seconds=seconds)
-        by_name["one"].append(one["per_second"])
-        p99.append(percentile(one["times"], 0.99) * 1000)
-        two = await stack.run("create", [first, second], callers=_CALLERS, seconds=seconds)
-        by_name["two"].append(two["per_second"])
-        by_name["pgbench"].append(await stack.pgbench(_STATEMENT, 32, seconds))
-    yield Value("echo, 64 callers", "calls/s", tuple(by_name["echo"]))
-    yield Value("CreateUser, 64 callers", "users/s", tuple(by_name["one"]))
+        echoed.append((await creations(echo))["per_second"])
+        measured = await creations(first)
+        one.append(measured["per_second"])
+        p99.append(measured["p99"] * 1000)
+        pgbench.append(await stack.pgbench(floor, _STATEMENT, 32, seconds))
+    yield Value("echo, 64 callers", "calls/s", tuple(echoed))
+    yield Value("CreateUser, 64 callers", "users/s", tuple(one))
     yield Value("CreateUser, 64 callers, p99", "ms", tuple(p99))
-    yield Value("CreateUser, 64 callers, 2 replicas", "users/s", tuple(by_name["two"]))
-    yield Value("pgbench, 32 clients, same rows", "transactions/s", tuple(by_name["pgbench"]))
-    yield ratios("CreateUser / echo", by_name["one"], by_name["echo"])
-    yield ratios("CreateUser, 2 replicas / echo", by_name["two"], by_name["echo"])
-    yield ratios("CreateUser / pgbench", by_name["one"], by_name["pgbench"])
+    yield Value("pgbench, 32 clients, same rows", "transactions/s", tuple(pgbench))
+    yield ratios("CreateUser / echo", one, echoed)
+    yield ratios("CreateUser / pgbench", one, pgbench)
 
     async with await AsyncConnection.connect(stack.url, autocommit=True) as holder:
         await holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         await holder.execute("SELECT count(*) FROM feed")
         await stack.run("create", [first], callers=_CALLERS, seconds=snapshot_seconds)
-        held, free = [], []
+        held, echoed = [], []
         for _ in range(rounds):
-            held.append((await stack.run("create", [first], callers=_CALLERS, seconds=seconds))["per_second"])
-            free.append((await stack.run("create", [echo], callers=_CALLERS, seconds=seconds))["per_second"])
-    yield ratios(f"CreateUser / echo, a snapshot held open for {snapshot_seconds} s and more", held, free)
+            echoed.append((await creations(echo))["per_second"])
+            held.append((await creations(first))["per_second"])
+    yield ratios(f"CreateUser / echo, a snapshot held open for {snapshot_seconds} s and more", held, echoed)
+
+    second = await stack.users()
+    await creations(first, second)
+    two, echoed = [], []
+    for _ in range(rounds):
+        echoed.append((await creations(echo))["per_second"])
+        two.append((await creations(first, second))["per_second"])
+    yield Value("CreateUser, 64 callers, 2 replicas", "users/s", tuple(two))
+    yield ratios("CreateUser, 2 replicas / echo", two, echoed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from bench.measure import Value, percentile
+from bench.measure import Value
 from bench.stack import Stack, result
 
 _RATE = 200
@@ -22,11 +22,11 @@ async def run(stack: Stack, rounds: int, seconds: int) -> AsyncIterator[Value]:
             assert watching.stdout is not None
             await watching.stdout.readline()
             writing = asyncio.create_task(stack.run("write", [address], rate=_RATE, seconds=seconds))
-            late = (await result(watching))["late"]
+            heard = await result(watching)
             made = (await writing)["made"]
-            if len(late) != made * watchers:
-                raise RuntimeError(f"{len(late)} events arrived, {made * watchers} were sent")
-            p50.append(percentile(late, 0.50) * 1000)
-            p99.append(percentile(late, 0.99) * 1000)
+            if heard["events"] != made * watchers:
+                raise RuntimeError(f"{heard['events']} events arrived, {made * watchers} were sent")
+            p50.append(heard["p50"] * 1000)
+            p99.append(heard["p99"] * 1000)
         yield Value(f"commit to watcher, {watchers} watching, p50", "ms", tuple(p50))
         yield Value(f"commit to watcher, {watchers} watching, p99", "ms", tuple(p99))

@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 import uvloop
 
+from bench.measure import percentile
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 _CONFLICTS = 0.01
@@ -70,7 +71,12 @@ async def create(addresses: str, callers: int, seconds: float) -> dict[str, Any]
     begun = time.perf_counter()
     await asyncio.gather(*(call(number) for number in range(callers)))
     took = time.perf_counter() - begun
-    return {"per_second": (made + conflicts) / took, "made": made, "conflicts": conflicts, "times": times}
+    return {
+        "per_second": (made + conflicts) / took,
+        "made": made,
+        "conflicts": conflicts,
+        "p99": percentile(times, 0.99),
+    }
 
 
 async def write(addresses: str, rate: float, seconds: float) -> dict[str, Any]:
@@ -109,7 +115,7 @@ async def watch(addresses: str, watchers: int, seconds: float) -> dict[str, Any]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    return {"late": late}
+    return {"events": len(late), "p50": percentile(late, 0.50), "p99": percentile(late, 0.99)}
 
 
 def main() -> None:

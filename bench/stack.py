@@ -31,14 +31,19 @@ class Stack:
     async def open(cls) -> Stack:
         """A fresh Postgres with a migrated database, fsync on."""
         directory = Path(tempfile.mkdtemp(prefix="tidings-bench-"))
-        server = await postgres.start(directory / "postgres")
-        await postgres.ensure_database(server, _NAME, _ROLE)
-        stack = cls(server, directory)
-        migration = await stack._start("migrations", "upgrade", "users")
+        stack = cls(await postgres.start(directory / "postgres"), directory)
+        await stack.database(_NAME)
+        return stack
+
+    async def database(self, name: str) -> str:
+        """A fresh migrated database; returns its URL."""
+        await postgres.ensure_database(self._server, name, _ROLE)
+        url = self._server.url(_ROLE, name)
+        migration = await self._start("migrations", "upgrade", "users", TIDINGS_USERS_DATABASE_URL=url)
         await migration.communicate()
         if migration.returncode:
             raise RuntimeError("the migrations failed")
-        return stack
+        return url
 
     @property
     def url(self) -> str:
@@ -86,13 +91,13 @@ class Stack:
         """Runs a load process to its end; returns what it measured."""
         return await result(await self.load(what, addresses, **options))
 
-    async def pgbench(self, script: str, clients: int, seconds: int) -> float:
+    async def pgbench(self, url: str, script: str, clients: int, seconds: int) -> float:
         """Transactions per second of pgbench with prepared statements."""
         path = self._directory / "script.sql"
         path.write_text(script)
         process = await asyncio.create_subprocess_exec(
             str(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION] / "pgbench"),
-            "-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds), "-f", str(path), self.url,
+            "-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds), "-f", str(path), url,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip

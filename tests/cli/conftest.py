@@ -50,8 +50,12 @@ class Directory(users_pb2_grpc.UserServiceServicer):
         self.users: dict[str, users_pb2.User] = {}
         self.events: list[users_pb2.UserEvent] = []
         self.answers: dict[str, users_pb2.User] = {}
+        # The emails of all creations that were asked for.
+        self.asked: list[str] = []
         self.calls = self.running = self.most_running = 0
         self.delay = 0.0
+        # Seconds that the creation of some emails takes on top.
+        self.delays: dict[str, float] = {}
         # How many creations succeed before all are answered with UNAVAILABLE.
         self.unavailable_after: int | None = None
         # Whether all events are one atomic group.
@@ -61,9 +65,10 @@ class Directory(users_pb2_grpc.UserServiceServicer):
     async def CreateUser(self, request: users_pb2.CreateUserRequest, context: Context) -> users_pb2.User:
         """With a few of the rules."""
         self.calls += 1
+        self.asked.append(request.user.email)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
-        await asyncio.sleep(self.delay)
+        await asyncio.sleep(self.delay + self.delays.get(request.user.email, 0.0))
         self.running -= 1
         if self.unavailable_after is not None and len(self.answers) >= self.unavailable_after:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "out of service")
@@ -74,6 +79,9 @@ class Directory(users_pb2_grpc.UserServiceServicer):
         if any(user.username == request.user.username for user in self.users.values()):
             what = f"{request.user.username} is taken"
             await refuse(context, grpc.StatusCode.ALREADY_EXISTS, "USERNAME_TAKEN", "user.username", what)
+        if any(user.email.lower() == request.user.email.lower() for user in self.users.values()):
+            what = f"{request.user.email} is taken"
+            await refuse(context, grpc.StatusCode.ALREADY_EXISTS, "EMAIL_TAKEN", "user.email", what)
         user = users_pb2.User()
         user.CopyFrom(request.user)
         user.id, user.version = str(uuid.uuid4()), 1

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.conftest import System, Tidings, launch
 from tidings.cli.import_rows import Lines, Problem, read_csv
-from tidings.cli.import_run import Import, request_id
+from tidings.cli.import_run import Import, StoppedError, request_id
 from tidings.client import Users, connect
 
 HEADER = b"username,email,display_name\n"
@@ -38,7 +38,7 @@ async def run(
     """An import in this process."""
     found: list[Problem] = []
     async with connect(system.address) as channel:
-        running = Import(Users(channel), "digest", retry_for=5.0, report=found.append)
+        running = Import(Users(channel), "digest", retry_for=retry_for, report=found.append)
         await running.run(read_csv(Lines(io.BytesIO(data))), concurrency)
     return running, found
 
@@ -46,10 +46,10 @@ async def run(
 class TestCommand:
     async def test_bad_lines_are_named(self, system: System, tidings: Tidings, tmp_path: Path) -> None:
         (tmp_path / "people.csv").write_bytes(FILE)
-        ran = await tidings("users", "import", "people.csv", "--concurrency", "1")
+        ran = await tidings("users", "import", "people.csv")
         assert ran.code == 7
         assert ran.out == "6 lines: 2 created, 4 failed\n"
-        assert ran.err.splitlines() == [
+        assert sorted(ran.err.splitlines()) == [
             "line 4: user.email: must have an @",
             "line 5: has 2 columns, the header has 3",
             "line 6: user.username: ada is taken",
@@ -145,6 +145,31 @@ class TestRun:
         assert str(running.tally) == "200 lines: 200 created, 0 failed"
         assert found == []
         assert len(system.directory.events) == 200
+
+    async def test_of_lines_that_want_the_same_the_first_wins(self, system: System) -> None:
+        slow = {"ada@example.com": 0.2, "bob.example.com": 0.2, "Kim@example.com": 0.2}
+        system.directory.delays = slow
+        data = (
+            b"username,email\n"
+            b"ada,ada@example.com\nada,other@example.com\n"  # lines 2 and 3
+            b"bob,bob.example.com\nbob,bob@example.com\n"  # line 4 is bad: 5 gets the name
+            b"kim,Kim@example.com\nkim2,kim@EXAMPLE.com\n"  # lines 6 and 7
+        )
+        for _ in range(2):
+            running, found = await run(system, data)
+            assert {(one.line, one.reason) for one in found} == {
+                (3, "USERNAME_TAKEN"),
+                (4, "INVALID_FIELD"),
+                (7, "EMAIL_TAKEN"),
+            }
+            assert str(running.tally) == "6 lines: 3 created, 3 failed"
+        assert system.directory.most_running == 3
+
+    async def test_nothing_that_waits_is_sent_once_the_service_is_given_up(self, system: System) -> None:
+        system.directory.unavailable_after = 0
+        with pytest.raises(StoppedError):
+            await run(system, b"username,email\nada,ada@example.com\nada,other@example.com\n", retry_for=0.0)
+        assert set(system.directory.asked) == {"ada@example.com"}
 
     async def test_calls_overlap(self, system: System) -> None:
         system.directory.delay = 0.01

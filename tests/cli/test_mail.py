@@ -47,8 +47,10 @@ def run(*arguments: str, code: int = 0) -> str:
 def test_list_shows_the_newest_first(mail_dir: Path) -> None:
     lines = run("list", "--dir", str(mail_dir), "--limit", "2").splitlines()
     assert [line.split()[0] for line in lines] == ["NUMBER", "10", "2", "2"]
+    assert lines[0].split() == ["NUMBER", "DATE", "FROM", "TO", "SUBJECT", "MESSAGE-ID"]
+    assert "Tidings <tidings@example.com>" in lines[1]
     assert "zoë@example.com, second10@example.com" in lines[1]
-    assert lines[1].rstrip().endswith("Grüße")
+    assert lines[1].split()[-2:] == ["Grüße", "<one@example.com>"]
     (one,) = run("list", "--dir", str(mail_dir), "--to", "SECOND2@example.com", "--json").splitlines()
     assert json.loads(one) == {
         "number": 2,
@@ -69,6 +71,17 @@ def test_show(mail_dir: Path) -> None:
     assert text.endswith("\n\nHallo Zoë \\x1b[31m\n")
     assert run("show", "2", "--html", "--dir", str(mail_dir)).endswith("\n\n<p>Hallo</p>\n")
     assert json.loads(run("show", "1", "--json", "--dir", str(mail_dir)))["html"].strip() == "<p>Hallo</p>"
+
+
+def test_headers_that_are_folded_raw_or_missing(tmp_path: Path) -> None:
+    content = (
+        b"X-Envelope-From: \r\nsubject: a\r\n long =?utf-8?q?=C3=BC?=\r\n  one\r\nFROM: a,\r\n\tb\r\n\r\nDate: none\r\n"
+    )
+    (tmp_path / "00000001.eml").write_bytes(content)
+    (tmp_path / "00000002.eml").write_bytes(b"")
+    empty, folded = map(json.loads, run("list", "--dir", str(tmp_path), "--json").splitlines())
+    assert (folded["subject"], folded["from"], folded["date"]) == ("a long ü one", "a, b", "")
+    assert (empty["number"], empty["from"], empty["envelope_to"]) == (2, "", [])
 
 
 def test_what_is_not_there(mail_dir: Path) -> None:

@@ -74,7 +74,7 @@ async def test_a_refusal_is_not_repeated_and_says_why(users: Directory, channel:
         await Users(channel).create(users_pb2.User(), request_id="mine")
     error = caught.value
     assert (error.code, error.reason, error.metadata) == (grpc.StatusCode.INVALID_ARGUMENT, "NO", {"key": "value"})
-    assert error.violations == [("user.email", "must be so")]
+    assert error.violations == (("user.email", "must be so"),)
     assert error.retry_after == 1.5
     assert [request.request_id for request in users.created] == ["mine"]
 

@@ -1,7 +1,8 @@
 """Creates the users of a file: many calls at once, each repeated until the server has answered.
 
 The request_id of a line comes from the file's bytes and the line's number: whoever repeats a line, in this process or
-the next, gets the first answer, so that a run after a kill completes and fails no line that was created before.
+the next, gets the first answer, so that a run after a kill completes and fails no line that was created before. Of
+lines that want the same username or email the first wins: the later ones wait for its answer.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tidings.cli.import_rows import Problem, Record, Row
+from tidings.cli.import_turns import Turns
 from tidings.client import ApiError, Users
 
 # Names request_ids of imports. Another value would make every file look like a new one.
@@ -52,6 +54,7 @@ class Import:
         self._retry_for = retry_for
         self._report = report
         self._stopped: ApiError | None = None
+        self._turns = Turns()
         self.tally = Tally()
 
     async def run(self, records: Iterator[Record], concurrency: int) -> None:
@@ -67,7 +70,7 @@ class Import:
 
     async def _work(self, records: Iterator[Record]) -> None:
         for record in records:
-            problem = await self._create(record) if isinstance(record, Row) else record
+            problem = await self._in_turn(record) if isinstance(record, Row) else record
             if self._stopped is not None:
                 return
             self.tally.lines += 1
@@ -76,6 +79,10 @@ class Import:
             else:
                 self.tally.failed += 1
                 self._report(problem)
+
+    async def _in_turn(self, row: Row) -> Problem | None:
+        async with self._turns.taken(row.user):
+            return await self._create(row)
 
     async def _create(self, row: Row) -> Problem | None:
         loop = asyncio.get_running_loop()

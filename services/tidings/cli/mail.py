@@ -1,22 +1,13 @@
-"""`tidings mail list|show`: what the local system's mail catcher has stored.
-
-The directory holds a file `<8-digit number>.eml` per message: lines X-Envelope-From and X-Envelope-To in UTF-8, then
-the message as it was sent.
-"""
+"""`tidings mail list|show`: what the local system's mail catcher has stored."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from email import message_from_bytes, policy
-from email.message import EmailMessage
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tidings.cli import output
+from tidings.cli import mail_files, output
 from tidings.cli.exits import CommandError, ExitCode, reported
 from tidings.cli.options import DEFAULT_LIMIT, All, Json, Limit, examples
 
@@ -27,48 +18,13 @@ app = typer.Typer(
 )
 
 _MAIL_DIR = Path(".tidings/mail")
-_NAME = re.compile(r"([0-9]{8})\.eml")
-_ENVELOPE = {"X-Envelope-From": "sender", "X-Envelope-To": "recipients"}
 _LATEST = "latest"
+
+_COLUMNS = ("NUMBER", "DATE", "FROM", "TO", "SUBJECT", "MESSAGE-ID")
 
 MailDir = Annotated[
     Path, typer.Option("--dir", envvar="TIDINGS_CLIENT_MAIL_DIR", file_okay=False, help="Where the mail is stored.")
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Mail:
-    """One stored message."""
-
-    number: int
-    path: Path
-    sender: str
-    recipients: tuple[str, ...]
-    message: EmailMessage
-
-    def header(self, name: str) -> str:
-        """A header on one line; empty if it is not there."""
-        return " ".join(str(self.message[name] or "").split())
-
-    def body(self, kind: str) -> str:
-        """The text or HTML part; empty if it is not there."""
-        part = self.message.get_body((kind,))
-        return str(part.get_content()) if part else ""
-
-    def summary(self) -> dict[str, Any]:
-        """What a list shows of it."""
-        return {
-            "number": self.number,
-            "file": str(self.path),
-            "envelope_from": self.sender,
-            "envelope_to": list(self.recipients),
-            "from": self.header("From"),
-            "to": self.header("To"),
-            "subject": self.header("Subject"),
-            "date": self.header("Date"),
-            "message_id": self.header("Message-ID"),
-        }
-
 
 _LIST_EXAMPLES = examples("tidings mail list --limit 10", "tidings mail list --to ada@example.com --json")
 
@@ -86,23 +42,33 @@ def list_mail(
         rows: list[list[str]] = []
         count = 0
         more = False
-        for path in _paths(directory):
-            mail = _read(path)
-            if to and to.casefold() not in (recipient.casefold() for recipient in mail.recipients):
+        for path in mail_files.paths(directory):
+            head = mail_files.read_head(path)
+            if to and to.casefold() not in (recipient.casefold() for recipient in head.recipients):
                 continue
             if count == limit and not everything:
                 more = True
                 break
             count += 1
             if as_json:
-                output.write([output.json_line(mail.summary())])
+                output.write([output.json_line(head.summary())])
             else:
-                cells = (str(mail.number), mail.header("Date"), ", ".join(mail.recipients), mail.header("Subject"))
-                rows.append(list(cells))
+                rows.append(_row(head))
         if not as_json:
-            output.table(("NUMBER", "DATE", "TO", "SUBJECT"), rows)
+            output.table(_COLUMNS, rows)
         if more:
             output.note(f"{count} shown; there are more: --limit N or --all")
+
+
+def _row(head: mail_files.Head) -> list[str]:
+    return [
+        str(head.number),
+        head.header("Date"),
+        head.header("From"),
+        ", ".join(head.recipients),
+        head.header("Subject"),
+        head.header("Message-ID"),
+    ]
 
 
 _SHOW_EXAMPLES = examples("tidings mail show latest", "tidings mail show 17 --html", "tidings mail show 17 --raw")
@@ -122,40 +88,29 @@ def show(
         if raw:
             typer.echo(path.read_bytes(), nl=False)
             return
-        mail = _read(path)
+        head, message = mail_files.read(path)
         if as_json:
-            headers = [[name, str(value)] for name, value in mail.message.items()]
-            output.write(
-                [
-                    output.json_line(
-                        {**mail.summary(), "headers": headers, "text": mail.body("plain"), "html": mail.body("html")}
-                    )
-                ]
-            )
+            headers = [[name, str(value)] for name, value in message.items()]
+            bodies = {"text": mail_files.body(message, "plain"), "html": mail_files.body(message, "html")}
+            output.write([output.json_line({**head.summary(), "headers": headers, **bodies})])
             return
         output.record(
             [
-                ("From", mail.header("From")),
-                ("To", mail.header("To")),
-                ("Delivered to", ", ".join(mail.recipients)),
-                ("Subject", mail.header("Subject")),
-                ("Date", mail.header("Date")),
-                ("Message-ID", mail.header("Message-ID")),
+                ("From", head.header("From")),
+                ("To", head.header("To")),
+                ("Delivered to", ", ".join(head.recipients)),
+                ("Subject", head.header("Subject")),
+                ("Date", head.header("Date")),
+                ("Message-ID", head.header("Message-ID")),
             ]
         )
-        output.write(["", *(output.shown(line) for line in mail.body("html" if html else "plain").splitlines())])
-
-
-def _paths(directory: Path) -> Iterator[Path]:
-    if not directory.is_dir():
-        message = f"no directory {directory}: start the local system with `make run`, or set --dir"
-        raise CommandError(message, ExitCode.NOT_FOUND)
-    yield from sorted((path for path in directory.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
+        text = mail_files.body(message, "html" if html else "plain")
+        output.write(["", *(output.shown(line) for line in text.splitlines())])
 
 
 def _path(directory: Path, number: str) -> Path:
     if number == _LATEST:
-        path = next(_paths(directory), None)
+        path = next(mail_files.paths(directory), None)
         if path is None:
             raise CommandError(f"no mail in {directory}", ExitCode.NOT_FOUND)
         return path
@@ -165,22 +120,3 @@ def _path(directory: Path, number: str) -> Path:
     if not path.is_file():
         raise CommandError(f"no mail {number} in {directory}", ExitCode.NOT_FOUND)
     return path
-
-
-def _read(path: Path) -> _Mail:
-    content = path.read_bytes()
-    envelope: dict[str, list[str]] = {"sender": [], "recipients": []}
-    while True:
-        line, _, rest = content.partition(b"\n")
-        name, _, value = line.decode("utf-8", "replace").partition(":")
-        if name not in _ENVELOPE:
-            break
-        envelope[_ENVELOPE[name]].append(value.strip())
-        content = rest
-    return _Mail(
-        number=int(path.stem),
-        path=path,
-        sender="".join(envelope["sender"]),
-        recipients=tuple(envelope["recipients"]),
-        message=message_from_bytes(content, policy=policy.default),
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import grpc
@@ -36,7 +37,7 @@ class ApiError(TidingsError):
         *,
         reason: str = "",
         metadata: dict[str, str] | None = None,
-        violations: list[Violation] | None = None,
+        violations: Iterable[Violation] = (),
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message or code.name)
@@ -44,7 +45,7 @@ class ApiError(TidingsError):
         self.message = message or code.name
         self.reason = reason or code.name
         self.metadata = metadata or {}
-        self.violations = violations or []
+        self.violations = tuple(violations)
         self.retry_after = retry_after
 
     @property
@@ -157,7 +158,7 @@ def api_error(error: grpc.aio.AioRpcError) -> ApiError:
         error.details() or "",
         reason=info.reason,
         metadata=dict(info.metadata),
-        violations=[Violation(violation.field, violation.description) for violation in bad.field_violations],
+        violations=(Violation(violation.field, violation.description) for violation in bad.field_violations),
         retry_after=retry_after,
     )
 

@@ -66,8 +66,8 @@ class UserService(users_pb2_grpc.UserServiceServicer):
         user_id = validation.user_id(request.user.id, "user.id")
         fields = validation.mask(list(request.update_mask.paths))
         violations: validation.Violations = []
-        user, email_key = validation.caller_fields(request.user, fields, "user", violations)
-        mutation = domain.Update(user_id, user, fields, email_key, request.user.version)
+        email_key = validation.check(request.user, fields, "user", violations)
+        mutation = domain.Update(user_id, request.user, fields, email_key, request.user.version)
         return await self._change(mutation, request, "UpdateUser", context, violations)
 
     async def DeleteUser(self, request: users_pb2.DeleteUserRequest, context: _Context) -> bytes:  # type: ignore[override]
@@ -200,22 +200,25 @@ def _create_item(request: users_pb2.CreateUserRequest, prefix: str, violations: 
     path = f"{prefix}user"
     if not request.HasField("user"):
         violations.append(Violation(path, "is required"))
-    user, email_key = validation.caller_fields(request.user, validation.CALLER_FIELDS, path, violations)
+    user = request.user
+    validation.keep_caller_fields(user)
+    email_key = validation.check(user, validation.CALLER_FIELDS, path, violations)
     request_id = validation.request_id(request.request_id, f"{prefix}request_id", violations)
-    user_id = uuid7()
-    user.id = str(user_id)
-    body_hash = _body_hash(request) if request_id else b""
-    create = domain.create(user, user_id.bytes, email_key, path)
-    return Item(create, request_id, body_hash, f"{prefix}request_id")
+    create = domain.create(user, uuid7(), email_key, path)
+    return Item(create, request_id, _hash(create.given) if request_id else b"", f"{prefix}request_id")
 
 
 def _body_hash(request: Any) -> bytes:
     """What tells whether a request_id comes with the same request again."""
     request_id, request.request_id = request.request_id, ""
     try:
-        return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).digest()
+        return _hash(request.SerializeToString(deterministic=True))
     finally:
         request.request_id = request_id
+
+
+def _hash(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=16).digest()
 
 
 def _watch_request(request: users_pb2.WatchUsersRequest) -> watch.Request:

@@ -15,10 +15,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from google.protobuf import timestamp_pb2
+from uuid_utils import UUID
 
 from tidings.users.v1 import users_pb2
 from user_service import errors
 from user_service.validation import CALLER_FIELDS
+from user_service.wire import delimited, tag
 
 CREATED = users_pb2.UserEvent.CREATED
 UPDATED = users_pb2.UserEvent.UPDATED
@@ -28,13 +30,15 @@ UNDELETED = users_pb2.UserEvent.UNDELETED
 FIELD_NUMBERS = {
     name: users_pb2.User.DESCRIPTOR.fields_by_name[name].number for name in users_pb2.User.DESCRIPTOR.fields_by_name
 }
+_ID = tag(FIELD_NUMBERS["id"], 2)
 _DELETION_FIELDS = ("delete_time", "purge_time")
 
 
 class Create(NamedTuple):
-    """A new user; `user` holds its id and the caller's fields, `encoded` is the same encoded."""
+    """A new user; `user` holds its id and the caller's fields, `given` is the latter encoded, `encoded` is both."""
 
     user: users_pb2.User
+    given: bytes
     encoded: bytes
     id: bytes
     email_key: str
@@ -42,10 +46,13 @@ class Create(NamedTuple):
     path: str = "user"
 
 
-def create(user: users_pb2.User, user_id: bytes, email_key: str, path: str = "user") -> Create:
-    """A Create of a user whose id and caller's fields are set."""
-    changed = tuple(name for name in CALLER_FIELDS if getattr(user, name))
-    return Create(user, user.SerializeToString(), user_id, email_key, changed, path)
+def create(user: users_pb2.User, user_id: UUID, email_key: str, path: str = "user") -> Create:
+    """A Create of a user of whom the caller's fields alone are set; its id is set here."""
+    given = user.SerializeToString(deterministic=True)
+    changed = tuple([name for name in CALLER_FIELDS if getattr(user, name)])
+    text = str(user_id)
+    user.id = text
+    return Create(user, given, delimited(_ID, text.encode()) + given, user_id.bytes, email_key, changed, path)
 
 
 class Update(NamedTuple):

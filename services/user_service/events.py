@@ -19,7 +19,8 @@ from user_service.wire import delimited, tag, varint
 
 _ELEMENT = tag(1, 2)
 # Fields of UserEvent.
-_POSITION, _ID, _TYPE, _USER, _PREVIOUS = tag(1, 0), tag(2, 2), tag(3, 0), tag(4, 2), tag(5, 2)
+_POSITION, _TYPE, _USER, _PREVIOUS = tag(1, 0), tag(3, 0), tag(4, 2), tag(5, 2)
+_EVENT_ID = tag(2, 2) + varint(36)  # the text of a UUID
 _COMMIT_TIME, _ACTOR, _TRACE_PARENT, _TRACE_STATE = tag(7, 2), tag(8, 2), tag(10, 2), tag(11, 2)
 
 # gRPC's usual limit is 4 MiB; a message of the feed stays under 1 MiB, its tail included.
@@ -57,30 +58,36 @@ def _changed_fields(names: tuple[str, ...]) -> bytes:
     return users_pb2.UserEvent(changed_fields=names).SerializeToString()
 
 
-def encode(
-    change: Change,
-    position: int,
-    event_id: str,
-    commit_time: bytes,
-    actor: str,
-    trace_parent: str,
-    trace_state: str,
-) -> bytes:
-    """The finished element of an event; `commit_time` is an encoded Timestamp."""
-    parts = [
-        _POSITION,
-        varint(position),
-        delimited(_ID, event_id.encode()),
-        _TYPE,
-        varint(change.type),
-        delimited(_USER, change.encoded),
-        _changed_fields(change.changed_fields),
-        delimited(_COMMIT_TIME, commit_time),
-    ]
-    for key, text in ((_ACTOR, actor), (_TRACE_PARENT, trace_parent), (_TRACE_STATE, trace_state)):
-        if text:
-            parts.append(delimited(key, text.encode()))
-    return element(b"".join(parts))
+@lru_cache(maxsize=1024)
+def _kind(kind: users_pb2.UserEvent.Type.ValueType) -> bytes:
+    return _TYPE + varint(kind)
+
+
+def origin(actor: str, trace_parent: str, trace_state: str) -> bytes:
+    """The encoded fields that say where an event came from."""
+    if not (actor or trace_parent):
+        return b""
+    given = ((_ACTOR, actor), (_TRACE_PARENT, trace_parent), (_TRACE_STATE, trace_state))
+    return b"".join([delimited(key, text.encode()) for key, text in given if text])
+
+
+def encode(change: Change, position: int, event_id: str, commit_time: bytes, came_from: bytes) -> bytes:
+    """The finished element of an event; `commit_time` is an encoded Timestamp, `came_from` is of `origin`."""
+    user = change.encoded
+    body = (
+        _POSITION
+        + varint(position)
+        + _EVENT_ID
+        + event_id.encode()
+        + _kind(change.type)
+        + _USER
+        + varint(len(user))
+        + user
+        + _changed_fields(change.changed_fields)
+        + delimited(_COMMIT_TIME, commit_time)
+        + came_from
+    )
+    return _ELEMENT + varint(len(body)) + body
 
 
 def _with_previous(entry: Entry) -> bytes:

@@ -6,10 +6,10 @@ run once for a batch, with arrays: what a statement costs is paid once for all i
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Literal, NamedTuple
 
 from google.protobuf import timestamp_pb2
@@ -255,6 +255,11 @@ async def begin(connection: Connection, lookups: Lookups) -> tuple[Locked, Known
     return Locked(*locked[0]), known
 
 
+def _json(labels: Mapping[str, str]) -> str:
+    # json.dumps takes five times as long to find out that it was given texts.
+    return "{" + ",".join([f"{_quoted(key)}:{_quoted(value)}" for key, value in dict(labels).items()]) + "}"
+
+
 def _user_arrays(changes: Sequence[Change], prefix: str = "") -> dict[str, Any]:
     people = [change.user for change in changes]
     columns = {
@@ -265,7 +270,7 @@ def _user_arrays(changes: Sequence[Change], prefix: str = "") -> dict[str, Any]:
         "display_name": arrays.texts([user.display_name for user in people]),
         "locale": arrays.texts([user.locale for user in people]),
         "time_zone": arrays.texts([user.time_zone for user in people]),
-        "labels": arrays.texts([json.dumps(dict(user.labels)) if user.labels else "{}" for user in people]),
+        "labels": arrays.texts([_json(user.labels) for user in people]),
     }
     return {prefix + name: column for name, column in columns.items()}
 

@@ -13,9 +13,11 @@ import asyncio
 import contextlib
 
 import psycopg
+from sqlalchemy import Text, bindparam, cast, func, literal_column, select
 
-from servicekit import database, logs
+from servicekit import database, flush, logs
 from servicekit.database import Connection
+from servicekit.flush import Call, statement
 from user_service import reads
 from user_service.events import Entry
 from user_service.window import Window
@@ -26,7 +28,8 @@ _CHANNEL = "tidings_feed"
 _PAGE = 1000
 _PENDING_ENTRIES = 10_000
 _LONGEST_RECONNECT = 2.0
-_HINT_PAUSE = 0.01
+_NOTIFY = statement("notify", select(func.pg_notify(literal_column(f"'{_CHANNEL}'"), cast(bindparam("head"), Text))))
+_HINT_PAUSE = 0.02
 
 
 class Tailer:
@@ -126,14 +129,12 @@ class Tailer:
                 async with await database.connect(
                     self._url, "tidings-users-notifier", synchronous_commit="off"
                 ) as connection:
+                    await flush.prepare(connection, [_NOTIFY])
                     delay = 0.05
                     while True:
                         await self._committed.wait()
                         self._committed.clear()
-                        await connection.execute(
-                            "SELECT pg_notify(%(channel)s, %(head)s::text)",
-                            {"channel": _CHANNEL, "head": str(self._window.head)},
-                        )
+                        await flush.run(connection, [Call(_NOTIFY, {"head": self._window.head})])
                         # The first hint goes at once; under load one for many commits is enough.
                         await asyncio.sleep(_HINT_PAUSE)
             except psycopg.OperationalError as error:

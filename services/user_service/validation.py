@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import zoneinfo
 from functools import lru_cache
+from typing import Any
 
 import email_validator
 import langcodes
@@ -24,6 +25,9 @@ MOST_IN_BATCH = 1000
 
 # The fields that callers set, in the order of their numbers.
 CALLER_FIELDS = ("username", "email", "display_name", "locale", "time_zone", "labels")
+_SERVICE_FIELDS: tuple[Any, ...] = tuple(
+    name for name in users_pb2.User.DESCRIPTOR.fields_by_name if name not in CALLER_FIELDS
+)
 
 _USERNAME = re.compile(r"[a-z0-9._-]{1,64}")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -96,7 +100,7 @@ def _labels(user: users_pb2.User, path: str, violations: Violations) -> None:
     if len(user.labels) > MOST_LABELS:
         violations.append(Violation(path, f"must be at most {MOST_LABELS}"))
         return
-    for key, value in user.labels.items():
+    for key, value in dict(user.labels).items():
         if not 1 <= len(key.encode()) <= LONGEST_LABEL_KEY:
             violations.append(Violation(path, f"key {key[:80]!r} must be 1 to {LONGEST_LABEL_KEY} bytes"))
         if len(value.encode()) > LONGEST_LABEL_VALUE:
@@ -108,32 +112,37 @@ def _labels(user: users_pb2.User, path: str, violations: Violations) -> None:
 _OPTIONAL_TEXTS = (("display_name", _display_name), ("locale", _locale), ("time_zone", _time_zone))
 
 
-def caller_fields(
-    given: users_pb2.User, fields: tuple[str, ...], path: str, violations: Violations
-) -> tuple[users_pb2.User, str]:
-    """A new User with the named fields of `given`, normalized, and the email's key ("" if email is not among them)."""
-    user, key = users_pb2.User(), ""
-    if "username" in fields:
-        user.username = given.username
-        if (wrong := _username(given.username)) is not None:
-            violations.append(Violation(f"{path}.username", wrong))
+def check(user: users_pb2.User, fields: tuple[str, ...], path: str, violations: Violations) -> str:
+    """Checks the named fields of a request's user and normalizes its email in place. Returns the email's key, "" if the
+    email is not among the fields.
+    """
+    key = ""
+    if "username" in fields and (wrong := _username(user.username)) is not None:
+        violations.append(Violation(f"{path}.username", wrong))
     if "email" in fields:
-        user.email, key = email(given.email, path, violations)
-    for field, check in _OPTIONAL_TEXTS:
-        if field in fields and (text := getattr(given, field)):
-            setattr(user, field, text)
-            if (wrong := check(text)) is not None:
-                violations.append(Violation(f"{path}.{field}", wrong))
-    if "labels" in fields and given.labels:
-        _labels(given, f"{path}.labels", violations)
-        user.labels.update(given.labels)
+        given = user.email
+        normalized, key = email(given, path, violations)
+        if normalized != given:
+            user.email = normalized
+    for field, wrong_with in _OPTIONAL_TEXTS:
+        if field in fields and (text := getattr(user, field)) and (wrong := wrong_with(text)) is not None:
+            violations.append(Violation(f"{path}.{field}", wrong))
+    if "labels" in fields and user.labels:
+        _labels(user, f"{path}.labels", violations)
     if user.ByteSize() > LARGEST_USER:
         raise ResourceExhaustedError(
             f"{path}: is {user.ByteSize()} bytes encoded, the limit is {LARGEST_USER}",
             reason="USER_TOO_LARGE",
             metadata={"field": path, "limit_bytes": str(LARGEST_USER)},
         )
-    return user, key
+    return key
+
+
+def keep_caller_fields(user: users_pb2.User) -> None:
+    """Clears what the service assigns, and fields that this release does not know."""
+    user.DiscardUnknownFields()
+    for field in _SERVICE_FIELDS:
+        user.ClearField(field)
 
 
 def user_id(text: str, path: str) -> bytes:

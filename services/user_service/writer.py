@@ -287,29 +287,26 @@ class Writer:
                 if not waiting.answers.done():
                     waiting.answers.set_exception(error)
                 continue
-            answers = []
-            last = sum(decision.change is not None for decision in decisions)
-            nth = 0
-            for decision in decisions:
-                answer = _answer(decision)
-                answers.append(answer)
-                change = decision.change
-                if unit.validate_only:
-                    continue
+            answers = [_answer(decision) for decision in decisions]
+            plan.answers.append((waiting, answers))
+            if unit.validate_only:
+                continue
+            origin = events.origin(unit.actor, unit.trace_parent, unit.trace_state)
+            group = len(plan.entries)
+            for decision, answer in zip(decisions, answers, strict=True):
+                change, item = decision.change, decision.item
                 if change is not None:
                     position += 1
-                    nth += 1
                     event_id = uuid7()
-                    element = events.encode(
-                        change, position, str(event_id), moment.encoded, unit.actor, unit.trace_parent, unit.trace_state
-                    )
+                    element = events.encode(change, position, str(event_id), moment.encoded, origin)
                     previous = None if change.previous is None else change.previous.SerializeToString()
                     plan.changes.append(change)
-                    plan.entries.append(Entry(position, event_id.bytes, nth == last, moment.time, element, previous))
-                if decision.item.request_id is not None and decision.answer is None:
-                    key = (decision.item.request_id, unit.caller, unit.method)
-                    plan.kept.append(store.Answer(key, decision.item.body_hash, answer))
-            plan.answers.append((waiting, answers))
+                    plan.entries.append(Entry(position, event_id.bytes, False, moment.time, element, previous))
+                if item.request_id is not None and decision.answer is None:
+                    key = (item.request_id, unit.caller, unit.method)
+                    plan.kept.append(store.Answer(key, item.body_hash, answer))
+            if len(plan.entries) > group:
+                plan.entries[-1] = plan.entries[-1]._replace(group_end=True)
         return plan
 
     # The connection

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
+from uuid_utils import UUID
 
 from tidings.users.v1 import users_pb2
 from user_service import domain, events, wire
@@ -40,16 +41,17 @@ def test_an_event_of_a_new_user(
     user: users_pb2.User, time: datetime, position: int, actor: str, parent: str, state: str
 ) -> None:
     moment = domain.moment(time, timedelta(days=30))
-    created = domain.create(user, b"\0" * 16, "key")
+    after = users_pb2.User()
+    after.CopyFrom(user)
+    user.ClearField("id")
+    created = domain.create(user, UUID(_ID), "key")
     known = domain.Known()
     unit = domain.Unit((domain.Item(created, None, b""),), caller="", method="CreateUser")
     [decision] = domain.decide(unit, known, moment)
     assert decision.change is not None
-    element = events.encode(decision.change, position, _ID, moment.encoded, actor, parent, state)
+    element = events.encode(decision.change, position, _ID, moment.encoded, events.origin(actor, parent, state))
     [event] = users_pb2.WatchUsersResponse.FromString(element).events
-    after = users_pb2.User()
-    after.CopyFrom(user)
-    after.version = 1
+    after.id, after.version = _ID, 1
     after.create_time.CopyFrom(moment.stamp)
     after.update_time.CopyFrom(moment.stamp)
     assert event == users_pb2.UserEvent(
@@ -62,7 +64,7 @@ def test_an_event_of_a_new_user(
         commit_time=moment.stamp,
         actor=actor,
         trace_parent=parent,
-        trace_state=state,
+        trace_state=state if actor or parent else "",
     )  # fmt: skip
 
 
@@ -70,7 +72,7 @@ def test_an_event_of_a_new_user(
 def test_the_user_before_a_change_is_spliced_in(before: users_pb2.User, after: users_pb2.User, time: datetime) -> None:
     moment = domain.moment(time, timedelta(days=30))
     change = Change(domain.UPDATED, b"", after, after.SerializeToString(), before, "", ("email",))
-    element = events.encode(change, 7, _ID, moment.encoded, "", "", "")
+    element = events.encode(change, 7, _ID, moment.encoded, b"")
     entry = Entry(7, b"", True, time, element, before.SerializeToString())
     for include in (False, True):
         [event] = users_pb2.WatchUsersResponse.FromString(b"".join(events.join([entry], include))).events

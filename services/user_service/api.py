@@ -10,10 +10,12 @@ import hashlib
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 import grpc.aio
 import psycopg
+from google.protobuf import duration_pb2
 from uuid_utils import uuid7
 
 from servicekit import rpc, telemetry
@@ -225,30 +227,43 @@ def _watch_request(request: users_pb2.WatchUsersRequest) -> watch.Request:
     start = request.WhichOneof("start")
     if start is None:
         raise invalid(Violation("start", "is required: one of resume_token, earliest, now, snapshot, since"))
-    for field in ("snapshot", "since"):
-        if start == field:
-            raise UnimplementedError(f"{field}: is not served yet; start with earliest, now or resume_token")
+    if start == "snapshot":
+        raise UnimplementedError("snapshot: is not served yet; start with earliest, now, since or resume_token")
     for given, _ in request.ListFields():
-        if given.name in ("filter", "shard", "linger"):
+        if given.name in ("filter", "shard"):
             raise UnimplementedError(f"{given.name}: is not served yet")
     interval = _DEFAULT_BOOKMARK_INTERVAL
     if request.HasField("bookmark_interval"):
-        interval = request.bookmark_interval.ToTimedelta().total_seconds()
+        interval = _seconds(request.bookmark_interval)
+    linger = _seconds(request.linger)
     violations = []
     if not 1 <= interval <= 300:
         violations.append(Violation("bookmark_interval", "must be 1 s to 5 min"))
+    if not 0 <= linger <= 1:
+        violations.append(Violation("linger", "must be 0 to 1 s"))
     max_batch = request.max_batch or _DEFAULT_MAX_BATCH
     if not 1 <= max_batch <= 10_000:
         violations.append(Violation("max_batch", "must be 1 to 10000"))
     if violations:
         raise invalid(*violations)
     return watch.Request(
-        start=tokens.decode(request.resume_token)
-        if start == "resume_token"
-        else "now"
-        if start == "now"
-        else "earliest",
+        start=_start(request, start),
         include_previous=request.include_previous,
         bookmark_interval=interval,
         max_batch=max_batch,
+        linger=linger,
     )
+
+
+def _start(
+    request: users_pb2.WatchUsersRequest, start: str
+) -> tokens.ResumeToken | datetime | Literal["earliest", "now"]:
+    if start == "resume_token":
+        return tokens.decode(request.resume_token)
+    if start == "since":
+        return validation.time(request.since, "since")
+    return "now" if start == "now" else "earliest"
+
+
+def _seconds(duration: duration_pb2.Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9

@@ -4,6 +4,8 @@ code.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from servicekit.errors import (
     AbortedError,
     AlreadyExistsError,
@@ -88,6 +90,16 @@ def position_expired(position: int, earliest: int) -> OutOfRangeError:
         f"position {position} is no longer retained, the earliest is {earliest}: take a snapshot",
         reason="POSITION_EXPIRED",
         metadata={"position": str(position), "earliest_position": str(earliest), "advice": "start with snapshot"},
+    )
+
+
+def time_expired(time: datetime, earliest: int) -> OutOfRangeError:
+    """The stream would begin at a time before what is retained."""
+    return OutOfRangeError(
+        f"since: what was committed at {time.isoformat()} is no longer retained, the earliest position is {earliest}: "
+        "take a snapshot",
+        reason="POSITION_EXPIRED",
+        metadata={"earliest_position": str(earliest), "advice": "start with snapshot"},
     )
 
 

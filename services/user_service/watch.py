@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 import psycopg
 
-from servicekit.database import Pool
+from servicekit.database import Connection, Pool
 from servicekit.streams import Life
 from tidings.users.v1 import users_pb2
 from user_service import errors, events, reads, tokens
@@ -33,12 +34,15 @@ _FUTURE_TOKEN_WAIT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a stream asks for, checked. `start` is a decoded token, or where to begin without one."""
+    """What a stream asks for, checked. `start` is a decoded token, or where to begin without one: a time is that of
+    the first event, or of what comes before it. Times are in seconds.
+    """
 
-    start: tokens.ResumeToken | Literal["earliest", "now"]
+    start: tokens.ResumeToken | datetime | Literal["earliest", "now"]
     include_previous: bool
     bookmark_interval: float
     max_batch: int
+    linger: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,8 @@ class Streams:
                 if live and not window.covers(position):
                     live = False
                     yield self._fell_behind(position, "" if inside_group else token)
+                if live and request.linger:
+                    await self._linger(position, request, old)
                 message = await self._messages.after(position, request.max_batch, request.include_previous)
                 yield message.data
                 position = message.position
@@ -111,6 +117,13 @@ class Streams:
             else:
                 await window.wait(min(bookmark_due, old))
 
+    async def _linger(self, position: int, request: Request, old: float) -> None:
+        """Waits for more events than there are, for a message costs about the same however few it carries."""
+        loop, window = asyncio.get_running_loop(), self._window
+        until = loop.time() + request.linger
+        while window.head - position < request.max_batch and loop.time() < until and not self._life.is_over(old):
+            await window.wait(until)
+
     # Where a stream begins
 
     async def _start(self, request: Request) -> _Start:
@@ -119,7 +132,7 @@ class Streams:
                 return await self._resume(request.start)
             async with self._pool.connection() as connection:
                 state = await reads.feed_state(connection)
-                position = state.head if request.start == "now" else state.earliest - 1
+                position = await _position(connection, request.start, state)
                 event_id = await reads.event_id(connection, position) if position else None
             return _Start(position, self._messages.token(position, event_id), state.head)
         except psycopg.OperationalError as error:
@@ -194,3 +207,24 @@ class Streams:
     def _drain(self, position: int, token: str) -> bytes:
         reason, after = self._life.farewell()
         return events.tail(token, position, position, drain=_Response.Drain(reason=reason, reconnect_after=after))
+
+
+async def _position(connection: Connection, start: datetime | Literal["earliest", "now"], state: FeedState) -> int:
+    """The position after which a stream without a token begins."""
+    if start == "now":
+        return state.head
+    if start == "earliest":
+        return state.earliest - 1
+    first = await reads.first_since(connection, start, state)
+    if first == state.earliest and await _may_lack(connection, start, state):
+        raise errors.time_expired(start, state.earliest)
+    return first - 1
+
+
+async def _may_lack(connection: Connection, start: datetime, state: FeedState) -> bool:
+    """Whether events since a time may be among those that are no longer retained."""
+    if state.earliest == 1:
+        return False
+    # The last event that was removed may have been committed together with the first that is left.
+    edge = await reads.commit_time(connection, state.earliest) or state.head_time
+    return start <= edge

@@ -49,6 +49,7 @@ class Directory(users_pb2_grpc.UserServiceServicer):
     def __init__(self) -> None:
         self.users: dict[str, users_pb2.User] = {}
         self.events: list[users_pb2.UserEvent] = []
+        self.watched: list[users_pb2.WatchUsersRequest] = []
         self.answers: dict[str, users_pb2.User] = {}
         # The emails of all creations that were asked for.
         self.asked: list[str] = []
@@ -139,6 +140,7 @@ class Directory(users_pb2_grpc.UserServiceServicer):
         self, request: users_pb2.WatchUsersRequest, context: Context
     ) -> AsyncIterator[users_pb2.WatchUsersResponse]:
         """All events in messages of max_batch, without an end."""
+        self.watched.append(request)
         match request.WhichOneof("start"):
             case "resume_token":
                 if not request.resume_token.startswith("token-"):

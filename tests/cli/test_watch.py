@@ -100,3 +100,14 @@ async def test_notifications(system: System, tidings: Tidings) -> None:
     ]
     ran = await tidings("notifications", "watch", "--limit", "1", "--from", "earliest")
     assert (ran.code, ran.out) == (0, "        7  2023-11-14 22:13:20Z  security      Your email\n")
+
+
+async def test_since_is_a_time_and_excludes_from(system: System, tidings: Tidings) -> None:
+    both = await tidings("users", "watch", "--from", "now", "--since", "2026-05-04T12:00:00Z")
+    assert both.code == 2
+    assert "not both" in both.err
+    assert "no time such as" in (await tidings("users", "watch", "--since", "yesterday")).err
+    await store(system, 3)
+    ran = await tidings("users", "watch", "--since", "2026-05-04T14:00:00+02:00", "--json", "--limit", "3")
+    assert positions(ran.out) == [1, 2, 3]
+    assert system.directory.watched[-1].since.ToJsonString() == "2026-05-04T12:00:00Z"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import grpc
 import grpc.aio
@@ -146,6 +146,15 @@ class TestResuming:
         assert request.include_previous
         assert request.max_batch == 7
         assert request.bookmark_interval.ToMilliseconds() == 2500
+
+    async def test_a_time_to_start_at_needs_a_zone(self, users: ScriptedUsers, channel: grpc.aio.Channel) -> None:
+        users.scripts = [sends(bookmark(0), events(1, 1))]
+        noon = datetime(2026, 5, 4, 14, tzinfo=timezone(timedelta(hours=2)))
+        await take(UserFeed(channel, start=noon, linger=0.25), 1)
+        assert users.requests[0].since.ToJsonString() == "2026-05-04T12:00:00Z"
+        assert users.requests[0].linger.ToMilliseconds() == 250
+        with pytest.raises(ValueError, match="no time zone"):
+            UserFeed(channel, start=noon.replace(tzinfo=None))
 
 
 class TestBatches:

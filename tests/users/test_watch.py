@@ -46,6 +46,60 @@ async def test_an_empty_feed_begins_with_a_bookmark(stub: Stub) -> None:
         assert second.caught_up.position == 0
 
 
+async def test_since_begins_with_the_first_event_of_a_time(stub: Stub) -> None:
+    for _ in range(5):
+        await stub.CreateUser(create())
+    await stub.BatchCreateUsers(users_pb2.BatchCreateUsersRequest(requests=[create() for _ in range(3)]))
+    events = await replay(stub)
+    assert len({event.commit_time.ToMicroseconds() for event in events[:6]}) == 6
+    assert len({event.commit_time.ToMicroseconds() for event in events[5:]}) == 1
+
+    async def begins(seconds: int, nanos: int) -> int:
+        """What the stream has passed at its start."""
+        stream = stub.WatchUsers(Request(since={"seconds": seconds, "nanos": nanos}))
+        first = await read(stream)
+        stream.cancel()
+        return first.position
+
+    for event in events[:6]:
+        at = event.commit_time
+        assert await begins(at.seconds, at.nanos) == event.position - 1
+        # A moment that lies between two microseconds is after the first of them.
+        assert await begins(at.seconds, at.nanos + 1) == (event.position if event.position < 6 else 8)
+    assert await begins(0, 0) == 0
+    assert await begins(events[-1].commit_time.seconds + 3600, 0) == 8
+
+
+async def test_since_a_time_that_is_no_longer_retained_is_refused(users_database: Database, services: Services) -> None:
+    stub = stub_of(await services.users(users_database).start())
+    for _ in range(5):
+        await stub.CreateUser(create())
+    times = [event.commit_time for event in await replay(stub)]
+    async with await users_database.connect() as connection:
+        await connection.execute("DELETE FROM user_events WHERE position < 3")
+        await connection.execute("UPDATE feed SET earliest_position = 3")
+    for late in times[:3]:
+        said = await refused(stub.WatchUsers(Request(since=late)).read())
+        assert (said.code, said.reason) == (grpc.StatusCode.OUT_OF_RANGE, "POSITION_EXPIRED")
+        assert said.metadata["earliest_position"] == "3"
+    stream = stub.WatchUsers(Request(since=times[3]))
+    assert (await read(stream)).position == 3
+    stream.cancel()
+
+
+async def test_linger_gathers_events_into_one_message(stub: Stub) -> None:
+    stream = stub.WatchUsers(Request(now={}, linger={"seconds": 1}, max_batch=5))
+    await read(stream)
+    assert (await read(stream)).HasField("caught_up")
+    for _ in range(5):
+        await stub.CreateUser(create())
+    # Not all of a second is waited for once a message is full.
+    assert [event.position for event in (await read(stream)).events] == [1, 2, 3, 4, 5]
+    await stub.CreateUser(create())
+    assert [event.position for event in (await read(stream)).events] == [6]
+    stream.cancel()
+
+
 async def test_now_sends_only_what_comes_after(stub: Stub) -> None:
     await stub.CreateUser(create())
     stream = stub.WatchUsers(Request(now={}))
@@ -123,8 +177,11 @@ async def test_bad_requests_are_refused_with_a_reason(stub: Stub) -> None:
     assert await _refused(stub, Request(resume_token="nonsense")) == ("INVALID_ARGUMENT", "BAD_TOKEN")
     assert await _refused(stub, Request(resume_token="ä")) == ("INVALID_ARGUMENT", "BAD_TOKEN")
     assert await _refused(stub, Request(resume_token=token[:-4])) == ("INVALID_ARGUMENT", "BAD_TOKEN")
-    late = Request(earliest={}, bookmark_interval={"seconds": 400}, max_batch=20_000)
-    assert (await refused(stub.WatchUsers(late).read())).fields == ["bookmark_interval", "max_batch"]
+    late = Request(earliest={}, bookmark_interval={"seconds": 400}, linger={"seconds": 2}, max_batch=20_000)
+    assert (await refused(stub.WatchUsers(late).read())).fields == ["bookmark_interval", "linger", "max_batch"]
+    bad: list[dict[str, int]] = [{"nanos": -1}, {"seconds": 10**15}]
+    for since in bad:
+        assert (await refused(stub.WatchUsers(Request(since=since)).read())).fields == ["since"]
     assert await _refused(stub, Request(snapshot={})) == ("UNIMPLEMENTED", "UNIMPLEMENTED")
     assert await _refused(stub, Request(earliest={}, shard={"count": 2})) == ("UNIMPLEMENTED", "UNIMPLEMENTED")
 

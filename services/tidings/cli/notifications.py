@@ -78,7 +78,7 @@ _WATCH_EXAMPLES = examples(
 @app.command(epilog=_WATCH_EXAMPLES)
 def watch(
     user_id: _User = "",
-    start: FromOption = From.NOW,
+    start: FromOption = None,
     limit: LimitEvents = None,
     address: NotificationsAddress = NOTIFICATIONS_ADDRESS,
     as_json: Json = False,
@@ -87,7 +87,7 @@ def watch(
 
     Runs until Ctrl-C. Reconnects by itself, without a gap.
     """
-    run(_watch(address, user_id, start, limit, as_json))
+    run(_watch(address, user_id, start or From.NOW, limit, as_json))
 
 
 async def _watch(address: str, user_id: str, start: From, limit: int | None, as_json: bool) -> None:

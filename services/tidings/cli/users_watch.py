@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +18,14 @@ from tidings.client import BadTokenError, CursorStore, FileCursor, MemoryCursor,
 from tidings.users.v1 import users_pb2
 
 
+def _time(text: str) -> datetime:
+    """A time as ISO 8601 has it, of this machine's zone if it names none."""
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter(f"{text!r} is no time such as 2026-05-04T12:00:00Z") from error
+
+
 class From(StrEnum):
     """Where to begin."""
 
@@ -24,7 +33,14 @@ class From(StrEnum):
     NOW = "now"
 
 
-FromOption = Annotated[From, typer.Option("--from", help="Where to begin: what is retained, or what comes.")]
+FromOption = Annotated[
+    From | None,
+    typer.Option("--from", help="Where to begin: what is retained, or what comes.", show_default="now"),
+]
+SinceOption = Annotated[
+    datetime | None,
+    typer.Option("--since", parser=_time, metavar="TIME", help="Begin with what was committed since; not with --from."),
+]
 CursorFile = Annotated[
     Path | None,
     typer.Option("--cursor-file", dir_okay=False, help="Go on after what was printed last time; kept up to date."),
@@ -36,6 +52,7 @@ _MAX_BATCH = 1000
 _EXAMPLES = examples(
     "tidings users watch",
     "tidings users watch --from earliest --json | jq .user.email",
+    "tidings users watch --since 2026-05-04T12:00:00Z",
     "tidings users watch --from earliest --cursor-file seen.cursor --limit 100",
 )
 
@@ -46,7 +63,8 @@ def register(group: typer.Typer) -> None:
 
 
 def watch(
-    start: FromOption = From.NOW,
+    start: FromOption = None,
+    since: SinceOption = None,
     cursor_file: CursorFile = None,
     limit: LimitEvents = None,
     address: UsersAddress = USERS_ADDRESS,
@@ -54,17 +72,19 @@ def watch(
 ) -> None:
     """Print each change as it is committed.
 
-    Runs until Ctrl-C. Reconnects by itself, without a gap. With --cursor-file, which counts more than --from, a later
-    run goes on where this one ended: nothing is missing and nothing twice. Only a change of many users at once (a
-    batch create) that --limit cuts short is printed again from its beginning.
+    Runs until Ctrl-C. Reconnects by itself, without a gap. With --cursor-file, which counts more than --from and
+    --since, a later run goes on where this one ended: nothing is missing and nothing twice. Only a change of many
+    users at once (a batch create) that --limit cuts short is printed again from its beginning.
     """
+    if start and since:
+        raise typer.BadParameter("say --from or --since, not both", param_hint="--since")
     if cursor_file and not cursor_file.parent.is_dir():
         raise typer.BadParameter(f"no directory {cursor_file.parent}", param_hint="--cursor-file")
     cursor = FileCursor(cursor_file) if cursor_file else MemoryCursor()
 
     async def body() -> None:
         with _explained(cursor_file):
-            await _watch(address, cursor, start, limit, as_json)
+            await _watch(address, cursor, since or (start or From.NOW).value, limit, as_json)
 
     run(body())
 
@@ -80,12 +100,14 @@ def _explained(cursor_file: Path | None) -> Iterator[None]:
         raise CommandError(message, ExitCode.INVALID) from error
 
 
-async def _watch(address: str, cursor: CursorStore, start: From, limit: int | None, as_json: bool) -> None:
+async def _watch(
+    address: str, cursor: CursorStore, start: datetime | Literal["earliest", "now"], limit: int | None, as_json: bool
+) -> None:
     async with channel_to("user service", address) as channel:
         left, max_batch = limit, _MAX_BATCH
         while left is None or left > 0:
             # Progress brings the first bookmark: its token keeps the place of a watch that has seen nothing yet.
-            feed = UserFeed(channel, cursor=cursor, start=start.value, max_batch=max_batch, progress=True)
+            feed = UserFeed(channel, cursor=cursor, start=start, max_batch=max_batch, progress=True)
             async with aclosing(aiter(feed)) as batches:
                 async for batch in batches:
                     if left is not None and left < len(batch.events) and left < max_batch:

@@ -26,10 +26,12 @@ class UserFeed:
         async for batch in UserFeed(channel, cursor=FileCursor("mirror.cursor")):
             ...
 
-    The feed begins after the cursor's token, or at `start` if there is none, and never ends by itself. It reconnects
-    whenever that can help. A batch counts as processed, and its token is saved, when the next one is asked for: leave
+    The feed begins after the cursor's token, or at `start` if there is none: the earliest event, now, or the first
+    committed at or after a time (which must have a time zone). It never ends by itself. It reconnects whenever that can
+    help. A batch counts as processed, and its token is saved, when the next one is asked for: leave
     the loop, or raise in it, and the same batch comes again. With `progress` there are also batches without events,
-    which tell how far the feed is (bookmarks, caught_up). `include_previous` asks for the user before each change too.
+    which tell how far the feed is (bookmarks, caught_up). `linger` lets a message of a live feed wait for
+    more events, at most 1 s: fewer and larger batches. `include_previous` asks for the user before each change too.
 
     One reader at a time. `contextlib.aclosing(aiter(feed))` ends the call at once when the loop is left early.
     Raises GapError if the server leaves something out or repeats it, and a FeedRefusedError if it refuses the stream.
@@ -40,21 +42,26 @@ class UserFeed:
         channel: grpc.aio.Channel,
         *,
         cursor: CursorStore | None = None,
-        start: Literal["earliest", "now"] = "earliest",
+        start: Literal["earliest", "now"] | datetime = "earliest",
         include_previous: bool = False,
         bookmark_interval: float = 10.0,
         max_batch: int = 1000,
+        linger: float = 0.0,
         progress: bool = False,
     ) -> None:
         stub = users_pb2_grpc.UserServiceStub(channel)
-        interval = interval_message(bookmark_interval)
+        if isinstance(start, datetime) and start.tzinfo is None:
+            raise ValueError(f"start: {start} has no time zone")
+        interval, wait = interval_message(bookmark_interval), interval_message(linger)
 
         def call(token: str | None) -> grpc.aio.UnaryStreamCall[Any, users_pb2.WatchUsersResponse]:
             request = users_pb2.WatchUsersRequest(
-                include_previous=include_previous, bookmark_interval=interval, max_batch=max_batch
+                include_previous=include_previous, bookmark_interval=interval, max_batch=max_batch, linger=wait
             )
             if token is not None:
                 request.resume_token = token
+            elif isinstance(start, datetime):
+                request.since.FromDatetime(start)
             elif start == "now":
                 request.now.CopyFrom(empty_pb2.Empty())
             else:
@@ -69,7 +76,7 @@ class UserFeed:
 
 
 def interval_message(seconds: float) -> duration_pb2.Duration:
-    """A bookmark interval as a request has it."""
+    """Seconds as a request has them."""
     message = duration_pb2.Duration()
     message.FromTimedelta(timedelta(seconds=seconds))
     return message

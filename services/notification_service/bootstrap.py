@@ -71,7 +71,13 @@ async def _serve(
 ) -> int:
     background = Background()
     tail = Tail(queries, settings.poll_interval)
-    streams = Streams(queries, tail, max_stream_age=settings.max_stream_age, reconnect_spread=settings.reconnect_spread)
+    streams = Streams(
+        queries,
+        tail,
+        max_streams=settings.max_streams,
+        max_stream_age=settings.max_stream_age,
+        reconnect_spread=settings.reconnect_spread,
+    )
     dispatcher = Dispatcher(
         dispatch,
         _lanes(settings, composer),

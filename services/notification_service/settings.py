@@ -54,6 +54,7 @@ class NotificationServiceSettings(Settings):
         40.0, ge=5, description="a replica takes over from one that has stored nothing for so long, seconds"
     )
     query_connections: int = Field(8, ge=1, le=64, description="connections for reads at most")
+    max_streams: int = Field(2000, ge=1, description="open streams at most; more are refused for the time being")
     max_stream_age: float = Field(
         1800.0, ge=1, description="a stream is asked to reconnect after this, jittered, seconds"
     )

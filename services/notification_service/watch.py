@@ -40,10 +40,14 @@ class Request:
 class Streams:
     """All streams of this process: what they share, and their common end."""
 
-    def __init__(self, pool: Pool, tail: Tail, *, max_stream_age: float, reconnect_spread: float) -> None:
+    def __init__(
+        self, pool: Pool, tail: Tail, *, max_streams: int, max_stream_age: float, reconnect_spread: float
+    ) -> None:
         self._pool = pool
         self._tail = tail
-        self._life = Life(max_age=max_stream_age, reconnect_spread=reconnect_spread, wake=tail.wake_all)
+        self._life = Life(
+            limit=max_streams, max_age=max_stream_age, reconnect_spread=reconnect_spread, wake=tail.wake_all
+        )
 
     async def drain(self, timeout: float) -> None:
         """Ends every stream; returns when they have ended, or after `timeout` seconds."""

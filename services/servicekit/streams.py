@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 from google.protobuf import duration_pb2
 
-from servicekit.errors import UnavailableError
+from servicekit.errors import ResourceExhaustedError, UnavailableError
 
 _AGE_JITTER = 0.2
+_RETRY_AFTER = 2.0, 10.0  # seconds, for those that are one too many: drawn, so that they do not come back together
 
 
 class Life:
@@ -19,10 +20,11 @@ class Life:
 
     `max_age` bounds a stream's age, jittered, so that subscribers spread over replicas again by and by.
     `reconnect_spread` is what drained clients spread their reconnects over. `wake` wakes the streams that wait, so that
-    they notice a drain.
+    they notice a drain. `limit` is how many streams may be open at once.
     """
 
-    def __init__(self, *, max_age: float, reconnect_spread: float, wake: Callable[[], None]) -> None:
+    def __init__(self, *, limit: int, max_age: float, reconnect_spread: float, wake: Callable[[], None]) -> None:
+        self._limit = limit
         self._max_age = max_age
         self._spread = reconnect_spread
         self._wake = wake
@@ -34,10 +36,17 @@ class Life:
     @contextmanager
     def one(self) -> Iterator[float]:
         """Counts a stream for as long as it is open; yields when it is old, in the loop's time. Refused during a
-        drain.
+        drain, and when there are as many as may be.
         """
         if self.draining:
             raise UnavailableError("the server is shutting down", reason="SHUTTING_DOWN", retry_after=0.1)
+        if self._running >= self._limit:
+            raise ResourceExhaustedError(
+                f"{self._running} streams are open, as many as this replica serves",
+                reason="TOO_MANY_STREAMS",
+                metadata={"limit": str(self._limit)},
+                retry_after=random.uniform(*_RETRY_AFTER),  # noqa: S311 - no secret
+            )
         self._running += 1
         self._none_running.clear()
         jitter = random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311 - no secret

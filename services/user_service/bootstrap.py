@@ -48,6 +48,7 @@ async def _serve(settings: UserServiceSettings, url: str, queries: Pool, history
         window,
         messages,
         state,
+        max_streams=settings.max_streams,
         max_stream_age=settings.max_stream_age,
         reconnect_spread=settings.reconnect_spread,
     )

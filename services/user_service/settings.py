@@ -30,6 +30,7 @@ class UserServiceSettings(Settings):
     catch_up_readers: int = Field(8, ge=1, le=64, description="connections that read older events at most")
     query_connections: int = Field(8, ge=1, le=64, description="connections for reads of users at most")
     poll_interval: float = Field(1.0, gt=0, le=60, description="longest time between reads of the feed's head, seconds")
+    max_streams: int = Field(2000, ge=1, description="open streams at most; more are refused for the time being")
     max_stream_age: float = Field(
         1800.0, ge=1, description="a stream is asked to reconnect after this, jittered, seconds"
     )

@@ -63,6 +63,7 @@ class Streams:
         messages: Messages,
         state: FeedState,
         *,
+        max_streams: int,
         max_stream_age: float,
         reconnect_spread: float,
     ) -> None:
@@ -70,7 +71,9 @@ class Streams:
         self._window = window
         self._messages = messages
         self._log_id = state.log_id
-        self._life = Life(max_age=max_stream_age, reconnect_spread=reconnect_spread, wake=window.wake_all)
+        self._life = Life(
+            limit=max_streams, max_age=max_stream_age, reconnect_spread=reconnect_spread, wake=window.wake_all
+        )
 
     async def drain(self, timeout: float) -> None:
         """Ends every stream with a bookmark and a drain; returns when they have ended, or after `timeout` seconds."""

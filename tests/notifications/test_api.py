@@ -48,7 +48,7 @@ class Api:
 async def api(pool: Pool, connection: Connection, composer: Composer) -> AsyncIterator[Api]:
     await store.read_cursor(connection)
     tail = Tail(pool, 0.05)
-    streams = Streams(pool, tail, max_stream_age=1800.0, reconnect_spread=3.0)
+    streams = Streams(pool, tail, max_streams=10, max_stream_age=1800.0, reconnect_spread=3.0)
     server = grpc.aio.server()
     rpc.add(
         server,

@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from tests.harness import Database, Databases, ServiceProcess, Services, until
-from tests.users.calls import Stub, create, read, refused, replay, stub_of
+from tests.users.calls import Stub, create, read, refusal, refused, replay, stub_of
+from tidings.client.errors import api_error
 from tidings.users.v1 import users_pb2
 
 Request = users_pb2.WatchUsersRequest
@@ -287,3 +288,30 @@ async def test_a_process_serves_on_after_its_streams_were_cancelled(service: Ser
     await stub.CreateUser(create())
     assert len(await replay(stub)) == 1
     assert not [record for record in service.records if record.get("level") == "error"]
+
+
+async def test_a_stream_too_many_is_refused_until_another_ends(users_database: Database, services: Services) -> None:
+    stub = stub_of(await services.users(users_database, max_streams=2).start())
+    streams = [stub.WatchUsers(Request(now={})) for _ in range(2)]
+    for stream in streams:
+        await read(stream)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.WatchUsers(Request(now={})).read()
+    said = refusal(caught.value)
+    assert (said.code, said.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
+    retry_after = api_error(caught.value).retry_after
+    assert retry_after is not None
+    assert 2 <= retry_after <= 10
+    streams[0].cancel()
+
+    async def is_served() -> bool:
+        stream = stub.WatchUsers(Request(now={}))
+        try:
+            await stream.read()
+        except grpc.aio.AioRpcError:
+            return False
+        stream.cancel()
+        return True
+
+    await until(is_served)
+    streams[1].cancel()

@@ -130,8 +130,13 @@ class _GuardedServer:
                 wrapped[name] = grpc.unary_stream_rpc_method_handler(
                     cast("Any", _guard_stream(name, handler.unary_stream)), handler.request_deserializer, serializer
                 )
+            elif handler.stream_stream is not None:
+                # Requests are an iterator here; the guard only hands them on.
+                wrapped[name] = grpc.stream_stream_rpc_method_handler(
+                    cast("Any", _guard_stream(name, handler.stream_stream)), handler.request_deserializer, serializer
+                )
             else:
-                raise NotImplementedError(f"{service}/{name}: no guard for client streaming")
+                raise NotImplementedError(f"{service}/{name}: no guard for a stream with one answer")
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
 
 

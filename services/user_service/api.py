@@ -105,6 +105,12 @@ class UserService(users_pb2_grpc.UserServiceServicer):
         users = await self._submit(tuple(items), "BatchCreateUsers", context, validate_only=validate_only)
         return b"".join(events.element(user) for user in users)  # users is field 1
 
+    async def ImportUsers(
+        self, request_iterator: AsyncIterator[users_pb2.ImportUsersRequest], context: _Context
+    ) -> AsyncIterator[users_pb2.ImportUsersResponse]:
+        raise UnimplementedError("ImportUsers: is not served yet")
+        yield
+
     async def _change(
         self, mutation: Mutation, request: Any, method: str, context: _Context, violations: validation.Violations
     ) -> bytes:

@@ -36,6 +36,10 @@ class Entry(NamedTuple):
     commit_time: datetime
     element: bytes
     previous: bytes | None
+    # What filters and shards look at, so that they need not decode. `changed_fields` has bit n set for field n of User.
+    user_id: bytes
+    type: int
+    changed_fields: int
 
     @property
     def size(self) -> int:

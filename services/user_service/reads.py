@@ -54,6 +54,9 @@ _READ_EVENTS = sql(
         user_events.c.commit_time,
         user_events.c.element,
         user_events.c.previous,
+        user_events.c.user_id,
+        user_events.c.type,
+        user_events.c.changed_fields,
     )
     .where(
         user_events.c.position > bindparam("after", type_=BigInteger()),
@@ -138,9 +141,10 @@ async def list_users(
 async def events(connection: Connection, after: int, upto: int) -> list[Entry]:
     """The events at the positions (after, upto], in order."""
     cursor = await connection.execute(_READ_EVENTS, {"after": after, "upto": upto}, binary=True)
+    rows = await cursor.fetchall()
     return [
-        Entry(position, event_id.bytes, group_end, commit_time, element, previous)
-        for position, event_id, group_end, commit_time, element, previous in await cursor.fetchall()
+        Entry(position, event_id.bytes, group_end, commit_time, element, previous, user_id.bytes, kind, fields)
+        for position, event_id, group_end, commit_time, element, previous, user_id, kind, fields in rows
     ]
 
 

@@ -41,7 +41,7 @@ from servicekit import arrays, flush
 from servicekit.database import Connection
 from servicekit.flush import Call, statement
 from tidings.users.v1 import users_pb2
-from user_service.domain import AnswerKey, Change, Known, Row, field_bits
+from user_service.domain import AnswerKey, Change, Known, Row
 from user_service.events import Entry, shard_hash
 from user_service.reads import USER_COLUMNS, user_of
 from user_service.tables import answers, feed, user_events, users
@@ -297,14 +297,13 @@ async def commit(
 ) -> None:
     """Writes what a batch decided and commits. One flush; until it returns the outcome is unknown."""
     changed = [change for change in changes if change.previous is not None]
-    user_ids = arrays.ids([change.id for change in changes])
     values = _user_arrays([change for change in changes if change.previous is None]) | {
         "position": arrays.bigints([entry.position for entry in entries]),
         "event_id": arrays.ids([entry.event_id for entry in entries]),
-        "user_id": user_ids,
-        "shard_hash": arrays.bigints([shard_hash(change.id) for change in changes]),
-        "type": arrays.smallints([change.type for change in changes]),
-        "changed_fields": arrays.integers([field_bits(change.changed_fields) for change in changes]),
+        "user_id": arrays.ids([entry.user_id for entry in entries]),
+        "shard_hash": arrays.bigints([shard_hash(entry.user_id) for entry in entries]),
+        "type": arrays.smallints([entry.type for entry in entries]),
+        "changed_fields": arrays.integers([entry.changed_fields for entry in entries]),
         "group_end": arrays.booleans([entry.group_end for entry in entries]),
         "element": arrays.byteas([entry.element for entry in entries]),
         "previous": arrays.byteas([entry.previous for entry in entries]),

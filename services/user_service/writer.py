@@ -301,7 +301,13 @@ class Writer:
                     element = events.encode(change, position, str(event_id), moment.encoded, origin)
                     previous = None if change.previous is None else change.previous.SerializeToString()
                     plan.changes.append(change)
-                    plan.entries.append(Entry(position, event_id.bytes, False, moment.time, element, previous))
+                    fields = domain.field_bits(change.changed_fields)
+                    plan.entries.append(
+                        Entry(
+                            position, event_id.bytes, False, moment.time, element, previous,
+                            change.id, change.type, fields,
+                        )
+                    )  # fmt: skip
                 if item.request_id is not None and decision.answer is None:
                     key = (item.request_id, unit.caller, unit.method)
                     plan.kept.append(store.Answer(key, item.body_hash, answer))

@@ -73,7 +73,7 @@ def test_the_user_before_a_change_is_spliced_in(before: users_pb2.User, after: u
     moment = domain.moment(time, timedelta(days=30))
     change = Change(domain.UPDATED, b"", after, after.SerializeToString(), before, "", ("email",))
     element = events.encode(change, 7, _ID, moment.encoded, b"")
-    entry = Entry(7, b"", True, time, element, before.SerializeToString())
+    entry = Entry(7, b"", True, time, element, before.SerializeToString(), b"", 0, 0)
     for include in (False, True):
         [event] = users_pb2.WatchUsersResponse.FromString(b"".join(events.join([entry], include))).events
         assert event.user == after

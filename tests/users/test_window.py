@@ -17,7 +17,7 @@ _TIME = datetime(2030, 1, 1, tzinfo=UTC)
 
 def _entries(first: int, sizes: list[int]) -> list[Entry]:
     return [
-        Entry(position, position.to_bytes(16, "big"), True, _TIME, bytes(size), None)
+        Entry(position, position.to_bytes(16, "big"), True, _TIME, bytes(size), None, b"", 0, 0)
         for position, size in enumerate(sizes, first)
     ]
 

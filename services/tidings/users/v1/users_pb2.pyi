@@ -408,6 +408,138 @@ class BatchCreateUsersResponse(_message.Message):
 Global___BatchCreateUsersResponse: _TypeAlias = BatchCreateUsersResponse  # noqa: Y015
 
 @_typing.final
+class ImportUsersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        USER_FIELD_NUMBER: _builtins.int
+        REQUEST_ID_FIELD_NUMBER: _builtins.int
+        request_id: _builtins.str
+        """A UUID that makes a retry safe: kept 24 hours for this caller and method."""
+        @_builtins.property
+        def user(self) -> Global___User:
+            """As in CreateUserRequest."""
+
+        def __init__(
+            self,
+            *,
+            user: Global___User | None = ...,
+            request_id: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "user", b"user"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    USERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportUsersRequest.Item]:
+        """At least 1; a few hundred is best. A request is at most 4 MB."""
+
+    def __init__(
+        self,
+        *,
+        users: _abc.Iterable[Global___ImportUsersRequest.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportUsersRequest: _TypeAlias = ImportUsersRequest  # noqa: Y015
+
+@_typing.final
+class ImportUsersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Failure(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        @_typing.final
+        class Violation(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            FIELD_FIELD_NUMBER: _builtins.int
+            DESCRIPTION_FIELD_NUMBER: _builtins.int
+            field: _builtins.str
+            """For instance "user.email"."""
+            description: _builtins.str
+            def __init__(
+                self,
+                *,
+                field: _builtins.str = ...,
+                description: _builtins.str = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "field", b"field"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        INDEX_FIELD_NUMBER: _builtins.int
+        CODE_FIELD_NUMBER: _builtins.int
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        VIOLATIONS_FIELD_NUMBER: _builtins.int
+        index: _builtins.int
+        """0 is the stream's first user."""
+        code: _builtins.int
+        """google.rpc.Code."""
+        message: _builtins.str
+        reason: _builtins.str
+        """As in ErrorInfo, for instance "EMAIL_TAKEN"."""
+        @_builtins.property
+        def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportUsersResponse.Failure.Violation]:
+            """The invalid fields, if any."""
+
+        def __init__(
+            self,
+            *,
+            index: _builtins.int = ...,
+            code: _builtins.int = ...,
+            message: _builtins.str = ...,
+            reason: _builtins.str = ...,
+            violations: _abc.Iterable[Global___ImportUsersResponse.Failure.Violation] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "index", b"index", "message", b"message", "reason", b"reason", "violations", b"violations"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PROCESSED_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    processed: _builtins.int
+    """Users decided since the stream began: everything before this index, in the order in which they were sent."""
+    created: _builtins.int
+    """Of those, users that exist now: created by this call, or by an earlier one with the same request_id."""
+    @_builtins.property
+    def failed(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportUsersResponse.Failure]:
+        """Users that were refused, of those decided since the last response. Nothing of them is stored."""
+
+    def __init__(
+        self,
+        *,
+        processed: _builtins.int = ...,
+        created: _builtins.int = ...,
+        failed: _abc.Iterable[Global___ImportUsersResponse.Failure] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "failed", b"failed", "processed", b"processed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportUsersResponse: _TypeAlias = ImportUsersResponse  # noqa: Y015
+
+@_typing.final
 class GetFeedRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

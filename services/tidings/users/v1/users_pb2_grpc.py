@@ -74,6 +74,11 @@ class UserServiceStub:
                 request_serializer=tidings_dot_users_dot_v1_dot_users__pb2.BatchCreateUsersRequest.SerializeToString,
                 response_deserializer=tidings_dot_users_dot_v1_dot_users__pb2.BatchCreateUsersResponse.FromString,
                 _registered_method=True)
+        self.ImportUsers = channel.stream_stream(
+                '/tidings.users.v1.UserService/ImportUsers',
+                request_serializer=tidings_dot_users_dot_v1_dot_users__pb2.ImportUsersRequest.SerializeToString,
+                response_deserializer=tidings_dot_users_dot_v1_dot_users__pb2.ImportUsersResponse.FromString,
+                _registered_method=True)
         self.WatchUsers = channel.unary_stream(
                 '/tidings.users.v1.UserService/WatchUsers',
                 request_serializer=tidings_dot_users_dot_v1_dot_users__pb2.WatchUsersRequest.SerializeToString,
@@ -145,6 +150,15 @@ class UserServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportUsers(self, request_iterator, context):
+        """Creates users in bulk, each on its own: one that is refused does not stop the others. Answers as the work goes on; a
+        client that stops reading the answers is soon not read from either. The stream ends when the client has closed its
+        side and every user has been decided.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchUsers(self, request, context):
         """Streams every committed change, in order and without a gap, from where the request says.
         """
@@ -201,6 +215,11 @@ def add_UserServiceServicer_to_server(servicer, server):
                     servicer.BatchCreateUsers,
                     request_deserializer=tidings_dot_users_dot_v1_dot_users__pb2.BatchCreateUsersRequest.FromString,
                     response_serializer=tidings_dot_users_dot_v1_dot_users__pb2.BatchCreateUsersResponse.SerializeToString,
+            ),
+            'ImportUsers': grpc.stream_stream_rpc_method_handler(
+                    servicer.ImportUsers,
+                    request_deserializer=tidings_dot_users_dot_v1_dot_users__pb2.ImportUsersRequest.FromString,
+                    response_serializer=tidings_dot_users_dot_v1_dot_users__pb2.ImportUsersResponse.SerializeToString,
             ),
             'WatchUsers': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchUsers,
@@ -429,6 +448,33 @@ class UserService:
             '/tidings.users.v1.UserService/BatchCreateUsers',
             tidings_dot_users_dot_v1_dot_users__pb2.BatchCreateUsersRequest.SerializeToString,
             tidings_dot_users_dot_v1_dot_users__pb2.BatchCreateUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportUsers(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tidings.users.v1.UserService/ImportUsers',
+            tidings_dot_users_dot_v1_dot_users__pb2.ImportUsersRequest.SerializeToString,
+            tidings_dot_users_dot_v1_dot_users__pb2.ImportUsersResponse.FromString,
             options,
             channel_credentials,
             insecure,

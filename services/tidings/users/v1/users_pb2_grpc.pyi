@@ -51,6 +51,11 @@ class UserServiceStub:
     """Takes a soft deletion back, if username and email are still free."""
     BatchCreateUsers: _grpc.UnaryUnaryMultiCallable[_users_pb2.BatchCreateUsersRequest, _users_pb2.BatchCreateUsersResponse]
     """Creates up to 1,000 users, all or none. Their events are one atomic group of the feed."""
+    ImportUsers: _grpc.StreamStreamMultiCallable[_users_pb2.ImportUsersRequest, _users_pb2.ImportUsersResponse]
+    """Creates users in bulk, each on its own: one that is refused does not stop the others. Answers as the work goes on; a
+    client that stops reading the answers is soon not read from either. The stream ends when the client has closed its
+    side and every user has been decided.
+    """
     WatchUsers: _grpc.UnaryStreamMultiCallable[_users_pb2.WatchUsersRequest, _users_pb2.WatchUsersResponse]
     """Streams every committed change, in order and without a gap, from where the request says."""
     GetFeed: _grpc.UnaryUnaryMultiCallable[_users_pb2.GetFeedRequest, _users_pb2.Feed]
@@ -75,6 +80,11 @@ class UserServiceAsyncStub(UserServiceStub):
     """Takes a soft deletion back, if username and email are still free."""
     BatchCreateUsers: _aio.UnaryUnaryMultiCallable[_users_pb2.BatchCreateUsersRequest, _users_pb2.BatchCreateUsersResponse]  # type: ignore[assignment]
     """Creates up to 1,000 users, all or none. Their events are one atomic group of the feed."""
+    ImportUsers: _aio.StreamStreamMultiCallable[_users_pb2.ImportUsersRequest, _users_pb2.ImportUsersResponse]  # type: ignore[assignment]
+    """Creates users in bulk, each on its own: one that is refused does not stop the others. Answers as the work goes on; a
+    client that stops reading the answers is soon not read from either. The stream ends when the client has closed its
+    side and every user has been decided.
+    """
     WatchUsers: _aio.UnaryStreamMultiCallable[_users_pb2.WatchUsersRequest, _users_pb2.WatchUsersResponse]  # type: ignore[assignment]
     """Streams every committed change, in order and without a gap, from where the request says."""
     GetFeed: _aio.UnaryUnaryMultiCallable[_users_pb2.GetFeedRequest, _users_pb2.Feed]  # type: ignore[assignment]
@@ -144,6 +154,17 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_users_pb2.BatchCreateUsersResponse, _abc.Awaitable[_users_pb2.BatchCreateUsersResponse]]:
         """Creates up to 1,000 users, all or none. Their events are one atomic group of the feed."""
+
+    @_abc_1.abstractmethod
+    def ImportUsers(
+        self,
+        request_iterator: _MaybeAsyncIterator[_users_pb2.ImportUsersRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_users_pb2.ImportUsersResponse], _abc.AsyncIterator[_users_pb2.ImportUsersResponse]]:
+        """Creates users in bulk, each on its own: one that is refused does not stop the others. Answers as the work goes on; a
+        client that stops reading the answers is soon not read from either. The stream ends when the client has closed its
+        side and every user has been decided.
+        """
 
     @_abc_1.abstractmethod
     def WatchUsers(

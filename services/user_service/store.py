@@ -195,9 +195,20 @@ _WRITE_ANY = statement(
 _BEGIN = statement("begin", "BEGIN")
 _COMMIT = statement("commit", "COMMIT")
 _ROLLBACK = statement("rollback", "ROLLBACK")
+_FORGET_PLANS = statement("forget_plans", "DISCARD PLANS")
 
 # What the writer's connection prepares.
-STATEMENTS = (_BEGIN, _LOCK_FEED, _READ_TAKEN, _READ_ROWS, _WRITE_CREATED, _WRITE_ANY, _COMMIT, _ROLLBACK)
+STATEMENTS = (
+    _BEGIN,
+    _LOCK_FEED,
+    _READ_TAKEN,
+    _READ_ROWS,
+    _WRITE_CREATED,
+    _WRITE_ANY,
+    _COMMIT,
+    _ROLLBACK,
+    _FORGET_PLANS,
+)
 
 _XACT_STATUS = "SELECT pg_xact_status(%(xid)s::xid8)"
 
@@ -324,6 +335,11 @@ async def commit(
 async def roll_back(connection: Connection) -> None:
     """Ends the transaction of a batch that writes nothing."""
     await flush.run(connection, [Call(_ROLLBACK, {})])
+
+
+async def forget_plans(connection: Connection) -> None:
+    """Has every statement planned anew. A plan made for empty tables reads them whole when they have grown."""
+    await flush.run(connection, [Call(_FORGET_PLANS, {})])
 
 
 async def outcome(connection: Connection, xid: str) -> str | None:

@@ -106,6 +106,7 @@ class Writer:
         self._connection: Connection | None = None
         self._notices: list[str] = []
         self._committed_units = 1
+        self._batches = 0
 
     async def submit(self, unit: Unit) -> list[bytes]:
         """Returns the serialized answer for each item once the unit is committed. Raises the ServiceError it is
@@ -234,6 +235,10 @@ class Writer:
 
     async def _transact(self, connection: Connection, batch: list[_Waiting]) -> None:
         """One transaction. Returns when it is committed; raises psycopg.Error only if it is known to be aborted."""
+        self._batches += 1
+        if self._batches.bit_count() == 1:
+            # Tables grow faster than autovacuum looks at them: plan anew each time their growth may have doubled.
+            await store.forget_plans(connection)
         locked, known = await store.begin(connection, _lookups(batch))
         plan = self._plan(batch, locked, known)
         if not plan.entries and not plan.kept:

@@ -1,36 +1,36 @@
-"""`python -m bench [creation] [latency]`: prints `name: value unit [spread]` lines and writes JSON to
-bench/results/.
-"""
+"""The benchmarks: prints `name: value unit [spread]` lines and writes JSON to bench/results/."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import os
 import platform
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
-from bench import creation, latency
-from bench.measure import Value, write
+from bench import creation, fanout, latency, replay, resumption
+from bench.measure import Sizes, write
 from bench.stack import Stack
 
 _RESULTS = Path(__file__).parent / "results"
-_NAMES = ("creation", "latency")
+# Each has `run(stack, sizes)`, which yields values, its usual SIZES and those of a QUICK run.
+_BENCHMARKS: Mapping[str, ModuleType] = {
+    module.__name__.rpartition(".")[2]: module for module in (creation, replay, fanout, latency, resumption)
+}
 
 
-def _benchmark(name: str, stack: Stack, quick: bool) -> AsyncIterator[Value]:
-    if name == "creation":
-        return creation.run(stack, *((3, 2, 3) if quick else (5, 5, 60)))
-    return latency.run(stack, *((1, 3) if quick else (3, 10)))
-
-
-async def _run(names: list[str], quick: bool) -> None:
+async def _run(names: list[str], quick: bool, given: Mapping[str, int]) -> None:
     for name in names:
+        benchmark = _BENCHMARKS[name]
+        sizes: Sizes = dataclasses.replace(benchmark.QUICK if quick else benchmark.SIZES, **given)
+        print(f"# {name}: {sizes}", flush=True)
         stack = await Stack.open()
         values = []
         try:
-            async for value in _benchmark(name, stack, quick):
+            async for value in benchmark.run(stack, sizes):
                 print(value, flush=True)
                 values.append(value)
         finally:
@@ -40,15 +40,31 @@ async def _run(names: list[str], quick: bool) -> None:
 
 def main() -> None:
     """Runs the named benchmarks, or all."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(_NAMES)}; all unless named")
+    about = [f"  {name:10} {str(module.__doc__).partition(chr(10))[0]}" for name, module in _BENCHMARKS.items()]
+    usual = [f"  {name:10} {module.SIZES}, quick: {module.QUICK}" for name, module in _BENCHMARKS.items()]
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        epilog="\n".join(["benchmarks:", *about, "", "sizes:", *usual]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(_BENCHMARKS)}; all unless named")
     parser.add_argument("--quick", action="store_true", help="few short rounds: to see that it runs, not to quote")
+    for field in dataclasses.fields(Sizes):
+        parser.add_argument(f"--{field.name}", type=int, metavar="N", help=f"{field.name}, instead of the usual number")
     asked = parser.parse_args()
     for name in asked.names:
-        if name not in _NAMES:
-            parser.error(f"no benchmark {name!r}; there are {', '.join(_NAMES)}")
+        if name not in _BENCHMARKS:
+            parser.error(f"no benchmark {name!r}; there are {', '.join(_BENCHMARKS)}")
+    given = {field.name: getattr(asked, field.name) for field in dataclasses.fields(Sizes)}
     print(f"# {platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} processors")
-    asyncio.run(_run(asked.names or list(_NAMES), asked.quick))
+    asyncio.run(
+        _run(
+            asked.names or list(_BENCHMARKS),
+            asked.quick,
+            {name: size for name, size in given.items() if size is not None},
+        )
+    )
 
 
 if __name__ == "__main__":

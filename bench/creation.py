@@ -12,10 +12,15 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from bench.measure import Value, ratios
+from bench.measure import Sizes, Value, ratios
 from bench.stack import Stack
 
+SIZES = Sizes(rounds=5, seconds=5)
+QUICK = Sizes(rounds=3, seconds=2)
+
 _CALLERS = 64
+# How long a snapshot is held, in rounds' seconds.
+_SNAPSHOT = 12
 
 _SEQUENCE = "CREATE SEQUENCE IF NOT EXISTS bench_position START 1000000000000"
 _STATEMENT = """
@@ -38,9 +43,10 @@ FROM u;
 """
 
 
-async def run(stack: Stack, rounds: int, seconds: int, snapshot_seconds: int) -> AsyncIterator[Value]:
+async def run(stack: Stack, sizes: Sizes) -> AsyncIterator[Value]:
     """By turns with the echo: one replica and pgbench, one replica while a snapshot is held open, two replicas."""
-    echo, first = await stack.echo(), await stack.users()
+    rounds, seconds, snapshot_seconds = sizes.rounds, sizes.seconds, sizes.seconds * _SNAPSHOT
+    echo, first = await stack.floor("bench.echo"), await stack.users()
     floor = await stack.database("floor")
     async with await AsyncConnection.connect(floor, autocommit=True) as connection:
         await connection.execute(_SEQUENCE)

@@ -10,6 +10,17 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much a benchmark does: rounds, seconds of each, and events in the log or in a round. What a benchmark has no
+    use for is 0.
+    """
+
+    rounds: int
+    seconds: int = 0
+    events: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Value:
     """One figure, measured in every round."""
 

@@ -16,6 +16,7 @@ import nats as nats_client
 
 from bench import rivals
 from bench.measure import Sizes, Value, ratios
+from bench.reading import STREAM, SUBJECT
 from bench.stack import Stack, processor, result
 
 SIZES = Sizes(rounds=5, seconds=10)
@@ -42,7 +43,7 @@ async def run(stack: Stack, sizes: Sizes) -> AsyncIterator[Value]:
     async with rivals.nats(stack.directory / "nats") as nats:
         print(f"# {nats.says}")
         client = await nats_client.connect(nats.address)
-        await client.jetstream().add_stream(name=rivals.STREAM, subjects=[rivals.SUBJECT], storage="file")
+        await client.jetstream().add_stream(name=STREAM, subjects=[SUBJECT], storage="file")
         await client.close()
         service = await stack.users()
         sides = {

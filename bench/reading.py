@@ -7,7 +7,8 @@ python -m bench.reading nats --address A --events 1000000 --parse
 callback: by trial three times as fast as its iterator and as pulls in large batches. `redis` is redis-py with hiredis,
 blocking, XRANGE COUNT 1000: by trial as fast as XREAD and faster than larger counts. They hand out payloads;
 with --parse each is parsed into a UserEvent, as the feed does for its user. What was read is counted and summed up in
-the loop, so that nothing can be left for later.
+the loop, so that nothing can be left for later. Clients are imported where they are used: what one has in memory, which
+Python's garbage collector walks, is no burden to another.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
-import nats
-import redis
 import uvloop
-from nats.aio.msg import Msg
 
-from bench import rivals
-from tidings.client import UserFeed, connect
 from tidings.users.v1 import users_pb2
+
+# Where NATS and Redis have the events; FIELD is that of a Redis entry.
+SUBJECT, STREAM, FIELD = "users", "users", b"e"
 
 _parsed = users_pb2.UserEvent.FromString
 
 
 async def feed(address: str, events: int, parse: bool) -> int:
     """The sum of the positions of the first `events` events."""
+    from tidings.client import UserFeed, connect
+
     seen = positions = 0
     async with connect(address) as channel, aclosing(aiter(UserFeed(channel))) as batches:
         async for batch in batches:
@@ -47,11 +48,13 @@ async def feed(address: str, events: int, parse: bool) -> int:
 
 async def jetstream(address: str, events: int, parse: bool) -> int:
     """The sum of the positions, or of the lengths if payloads are not parsed."""
+    import nats
+
     client = await nats.connect(address)
     done = asyncio.Event()
     seen = total = 0
 
-    async def take(message: Msg) -> None:
+    async def take(message: Any) -> None:
         nonlocal seen, total
         seen += 1
         total += _parsed(message.data).position if parse else len(message.data)
@@ -60,7 +63,7 @@ async def jetstream(address: str, events: int, parse: bool) -> int:
 
     # nats-py drops what is beyond its limits, which costs the consumer a restart.
     await client.jetstream().subscribe(
-        rivals.SUBJECT, cb=take, ordered_consumer=True, pending_msgs_limit=1 << 40, pending_bytes_limit=1 << 40
+        SUBJECT, cb=take, ordered_consumer=True, pending_msgs_limit=1 << 40, pending_bytes_limit=1 << 40
     )
     await done.wait()
     await client.close()
@@ -69,15 +72,17 @@ async def jetstream(address: str, events: int, parse: bool) -> int:
 
 async def streams(address: str, events: int, parse: bool) -> int:
     """The sum of the positions, or of the lengths if payloads are not parsed."""
+    import redis
+
     host, _, port = address.partition(":")
     seen = total = 0
     last = b"-"
     with redis.Redis(host=host, port=int(port)) as client:
         while seen < events:
-            entries: Any = client.xrange(rivals.STREAM, last, count=1000)
+            entries: Any = client.xrange(STREAM, last, count=1000)
             for _, fields in entries:
                 seen += 1
-                total += _parsed(fields[rivals.FIELD]).position if parse else len(fields[rivals.FIELD])
+                total += _parsed(fields[FIELD]).position if parse else len(fields[FIELD])
             last = b"(" + entries[-1][0]
     return total
 

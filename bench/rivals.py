@@ -23,9 +23,7 @@ import aiohttp
 import nats as nats_client
 import redis.asyncio as redis_client
 
-SUBJECT, STREAM = "users", "users"
-# The field of a Redis entry that holds the event.
-FIELD = b"e"
+from bench.reading import FIELD, STREAM, SUBJECT
 
 _START_WAIT = 30.0
 _STOP_WAIT = 30.0

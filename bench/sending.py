@@ -22,22 +22,17 @@ import nats
 import uvloop
 from uuid_utils import uuid7
 
-from bench import filling, rivals
+from bench import filling
+from bench.reading import SUBJECT
+from bench.watching import DUE
 from tidings.client import connect
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 from user_service.validation import CALLER_FIELDS
 
-_PREFIX = "due-"
-
-
-def due(username: str) -> float:
-    """When a user was to be sent, by `time.perf_counter`."""
-    return int(username.removeprefix(_PREFIX)) / 1e9
-
 
 def _user(when: float) -> users_pb2.User:
     user = filling.user(0)
-    user.username = f"{_PREFIX}{int(when * 1e9)}"
+    user.username = f"{DUE}{int(when * 1e9)}"
     user.email = f"{user.username}@example.com"
     return user
 
@@ -86,7 +81,7 @@ async def jetstream(address: str, rate: float, events: int) -> dict[str, Any]:
             changed_fields=CALLER_FIELDS,
             commit_time=user.create_time,
         )
-        return stream.publish(rivals.SUBJECT, event.SerializeToString())
+        return stream.publish(SUBJECT, event.SerializeToString())
 
     measured = await _evenly(publish, rate, events)
     await client.close()

@@ -22,17 +22,16 @@ from contextlib import aclosing
 from typing import Any, cast
 
 import grpc.aio
-import nats
 import uvloop
-from nats.aio.msg import Msg
-from nats.js.api import ConsumerConfig, DeliverPolicy
 
-from bench import rivals, sending
 from bench.measure import percentile
+from bench.reading import SUBJECT
 from tidings.client import UserFeed, connect
 from tidings.users.v1 import users_pb2
 
 _message = users_pb2.WatchUsersResponse.FromString
+# A username that says when its user was to be sent, in nanoseconds of `time.perf_counter`.
+DUE = "due-"
 _METHOD = "/tidings.users.v1.UserService/WatchUsers"
 
 
@@ -66,7 +65,7 @@ class Heard:
             return
         now = time.perf_counter()
         for number, event in enumerate(events, seen):
-            late = now - sending.due(event.user.username)
+            late = now - int(event.user.username.removeprefix(DUE)) / 1e9
             if number >= self._skip:
                 self.late.append(late)
 
@@ -106,6 +105,9 @@ async def feed(address: str, watchers: int, heard: Heard) -> None:
 
 async def jetstream(address: str, watchers: int, heard: Heard) -> None:
     """Ordered consumers of what comes next."""
+    import nats
+    from nats.js.api import ConsumerConfig, DeliverPolicy
+
     client = await nats.connect(address)
     stream = client.jetstream()
     done = asyncio.Event()
@@ -114,7 +116,7 @@ async def jetstream(address: str, watchers: int, heard: Heard) -> None:
     async def follow() -> None:
         seen = 0
 
-        async def take(message: Msg) -> None:
+        async def take(message: Any) -> None:
             nonlocal seen, ended
             heard.take((users_pb2.UserEvent.FromString(message.data),), seen)
             seen += 1
@@ -124,7 +126,7 @@ async def jetstream(address: str, watchers: int, heard: Heard) -> None:
                     done.set()
 
         await stream.subscribe(
-            rivals.SUBJECT, cb=take, ordered_consumer=True, config=ConsumerConfig(deliver_policy=DeliverPolicy.NEW)
+            SUBJECT, cb=take, ordered_consumer=True, config=ConsumerConfig(deliver_policy=DeliverPolicy.NEW)
         )
         heard.is_live()
 

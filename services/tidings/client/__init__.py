@@ -3,11 +3,15 @@
     async with connect("localhost:50051") as channel:
         ada = await Users(channel).create(users_pb2.User(username="ada", email="ada@example.com"))
         async for batch in UserFeed(channel, cursor=FileCursor("mirror.cursor")):
-            apply(batch.events)
+            for event in batch.events:
+                print(event.position, event.user.username)
 
 A feed goes on where its cursor is, over restarts of either side; what was handed out is never repeated or missed unless
-the cursor is older. Errors are subclasses of `TidingsError`: `ApiError` for a call, `FeedError` for a feed that
-reconnecting cannot help.
+the cursor is older. `Replica` makes a copy of all users out of a feed that starts with a snapshot.
+`tidings.client.sync` has the same for programs without an event loop. Events and users are the messages of the
+protocol, decoded but not copied: `UserEvent` and `User` are their types.
+
+Errors are subclasses of `TidingsError`: `ApiError` for a call, `FeedError` for a feed that reconnecting cannot help.
 """
 
 from tidings.client.channel import connect
@@ -21,6 +25,7 @@ from tidings.client.errors import (
     ForeignTokenError,
     FutureTokenError,
     GapError,
+    LostPlaceError,
     PositionExpiredError,
     ProtocolError,
     TidingsError,
@@ -29,7 +34,10 @@ from tidings.client.errors import (
 )
 from tidings.client.feed import Batch, UserFeed
 from tidings.client.notifications import NotificationBatch, NotificationFeed, Notifications
+from tidings.client.replica import Replica, leaves
+from tidings.client.shards import shard_of
 from tidings.client.users import Users
+from tidings.users.v1.users_pb2 import User, UserEvent
 
 __all__ = [
     "ApiError",
@@ -43,16 +51,22 @@ __all__ = [
     "ForeignTokenError",
     "FutureTokenError",
     "GapError",
+    "LostPlaceError",
     "MemoryCursor",
     "NotificationBatch",
     "NotificationFeed",
     "Notifications",
     "PositionExpiredError",
     "ProtocolError",
+    "Replica",
     "TidingsError",
     "TokenMismatchError",
+    "User",
+    "UserEvent",
     "UserFeed",
     "Users",
     "Violation",
     "connect",
+    "leaves",
+    "shard_of",
 ]

@@ -85,8 +85,12 @@ class FeedRefusedError(FeedError):
         self.error = error
 
 
-class PositionExpiredError(FeedRefusedError):
-    """What would come next is no longer retained: the copy must be built anew."""
+class LostPlaceError(FeedRefusedError):
+    """The feed cannot go on where it was: a copy must be built anew, from a snapshot."""
+
+
+class PositionExpiredError(LostPlaceError):
+    """What would come next is no longer retained."""
 
     @property
     def earliest_position(self) -> int | None:
@@ -95,15 +99,15 @@ class PositionExpiredError(FeedRefusedError):
         return int(text) if text.isdecimal() else None
 
 
-class ForeignTokenError(FeedRefusedError):
+class ForeignTokenError(LostPlaceError):
     """The token is of another log."""
 
 
-class DivergedTokenError(FeedRefusedError):
+class DivergedTokenError(LostPlaceError):
     """The token is of this log but of another history: the log was restored or failed over behind it."""
 
 
-class FutureTokenError(FeedRefusedError):
+class FutureTokenError(LostPlaceError):
     """The token is beyond the head of the log."""
 
 

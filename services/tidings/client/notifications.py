@@ -11,7 +11,8 @@ from google.protobuf import empty_pb2
 
 from tidings.client.cursor import CursorStore
 from tidings.client.feed import interval_message
-from tidings.client.follow import Follower, Source, Stretch
+from tidings.client.follow import Follower
+from tidings.client.reader import Source, Stretch
 from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer
 from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
 
@@ -90,7 +91,9 @@ class NotificationFeed:
         stub = notifications_pb2_grpc.NotificationServiceStub(channel)
         interval = interval_message(bookmark_interval)
 
-        def call(token: str | None) -> grpc.aio.UnaryStreamCall[Any, notifications_pb2.WatchNotificationsResponse]:
+        def call(
+            token: str | None, _: bool
+        ) -> grpc.aio.UnaryStreamCall[Any, notifications_pb2.WatchNotificationsResponse]:
             request = notifications_pb2.WatchNotificationsRequest(user_id=user_id, bookmark_interval=interval)
             if token is not None:
                 request.resume_token = token

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from google.protobuf import any_pb2, duration_pb2, timestamp_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from tidings.client import connect, follow
+from tidings.client import Batch, UserFeed, connect, follow
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 Response = users_pb2.WatchUsersResponse
@@ -56,6 +57,37 @@ def caught_up(position: int) -> Response:
         previous_position=position,
         position=position,
         caught_up=Response.CaughtUp(position=position),
+    )
+
+
+def snapshot_begin(position: int, *, after: int | None = None) -> Response:
+    """A snapshot begins; the message before it may have ended earlier."""
+    return Response(
+        resume_token=f"{token(position)}-begin",
+        previous_position=position if after is None else after,
+        position=position,
+        snapshot_begin=Response.SnapshotBegin(position=position),
+    )
+
+
+def snapshot_page(position: int, *users: users_pb2.User) -> Response:
+    """Users of a snapshot."""
+    kind = users_pb2.UserEvent.SNAPSHOT
+    return Response(
+        events=[users_pb2.UserEvent(position=position, type=kind, user=user) for user in users],
+        resume_token=f"{token(position)}-{users[-1].id}",
+        previous_position=position,
+        position=position,
+    )
+
+
+def snapshot_end(position: int) -> Response:
+    """A snapshot ends."""
+    return Response(
+        resume_token=token(position),
+        previous_position=position,
+        position=position,
+        snapshot_end=Response.SnapshotEnd(position=position),
     )
 
 
@@ -113,13 +145,28 @@ async def abort(
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 
+async def take(feed: UserFeed, count: int) -> list[Batch]:
+    """The first batches; all but the last are processed."""
+    taken = []
+    async with contextlib.aclosing(aiter(feed)) as batches:
+        async for batch in batches:
+            taken.append(batch)
+            if len(taken) == count:
+                break
+    return taken
+
+
+def positions(batches: list[Batch]) -> list[int]:
+    """The positions of all events."""
+    return [event.position for batch in batches for event in batch.events]
+
+
 class ScriptedUsers(users_pb2_grpc.UserServiceServicer):
     """Plays one script per call of WatchUsers, the last one for every further call; remembers requests and cancels."""
 
     def __init__(self) -> None:
         self.scripts: list[Script] = []
         self.requests: list[users_pb2.WatchUsersRequest] = []
-        self.times: list[float] = []
         self.running = 0
         self.address = ""
         self._server: grpc.aio.Server | None = None
@@ -140,7 +187,6 @@ class ScriptedUsers(users_pb2_grpc.UserServiceServicer):
     async def WatchUsers(self, request: users_pb2.WatchUsersRequest, context: Context) -> AsyncIterator[Response]:
         """Plays the next script."""
         self.requests.append(request)
-        self.times.append(asyncio.get_running_loop().time())
         script = self.scripts[0] if len(self.scripts) == 1 else self.scripts.pop(0)
         self.running += 1
         try:
@@ -157,8 +203,16 @@ class ScriptedUsers(users_pb2_grpc.UserServiceServicer):
 
 
 @pytest.fixture(autouse=True)
-def _short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "_FIRST_BACKOFF", 0.01)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long feeds were to wait before they connected again; they did not."""
+    asked: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        asked.append(seconds)
+        await asyncio.sleep(min(seconds, 0.01))
+
+    monkeypatch.setattr(follow, "sleep", pause)
+    return asked
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """A copy of the users that a feed selects, kept in memory.
 
 What always holds, whatever the connection goes through:
-- Outside of a snapshot the copy equals the table as of the last batch that was applied, users that are deleted or no
-  longer match the filter left out. During one it holds what it held, and what the snapshot has named so far.
-- A user of a snapshot replaces what was there: the copy may be of another history, whose versions do not compare. Users
-  that a snapshot has not named when it ends are dropped.
-- A change is applied only if its version is above the copy's. A snapshot is read page by page while changes go on, so a
-  page may be ahead of the snapshot's position, and the changes that it already holds come once more after it.
+- A user in the copy is never older than the last batch applied, and within a history never becomes older. A snapshot is
+  read page by page while changes go on, so a page may be ahead of the snapshot's position; the changes that it already
+  holds come once more after it and are left out, for a change counts only if its version is above the copy's. Once the
+  feed has caught up, the copy equals the table, users that are deleted or no longer match the filter left out.
+- A user of a snapshot replaces what was there, for the copy may be of another history, whose versions do not compare.
+  Users that a snapshot has not named when it ends are dropped; until then they stay.
 
 A copy in a database follows the same rules, with the names seen kept beside it: docs/client.md has the statements.
 """

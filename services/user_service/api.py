@@ -10,19 +10,17 @@ import hashlib
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import grpc.aio
 import psycopg
-from google.protobuf import duration_pb2
 from uuid_utils import uuid7
 
 from servicekit import rpc, telemetry
 from servicekit.database import Connection, Pool
 from servicekit.errors import NotFoundError, UnimplementedError, Violation, invalid
 from tidings.users.v1 import users_pb2, users_pb2_grpc
-from user_service import domain, errors, events, reads, tokens, validation, watch
+from user_service import domain, errors, events, reads, tokens, validation, watch_request
 from user_service.domain import Item, Mutation, Unit
 from user_service.watch import Streams
 from user_service.writer import Writer
@@ -42,8 +40,6 @@ RAW_RESPONSES = (
 # Until callers are authenticated they share one name; metadata that anyone can set is no identity.
 _ANONYMOUS = ""
 
-_DEFAULT_BOOKMARK_INTERVAL = 10.0
-_DEFAULT_MAX_BATCH = 1000
 _NIL = uuid.UUID(int=0)
 
 
@@ -200,7 +196,7 @@ class UserService(users_pb2_grpc.UserServiceServicer):
     # The feed
 
     async def WatchUsers(self, request: users_pb2.WatchUsersRequest, context: _Context) -> AsyncIterator[bytes]:  # type: ignore[override]
-        async for message in self._streams.stream(_watch_request(request)):
+        async for message in self._streams.stream(watch_request.check(request)):
             yield message
 
 
@@ -227,49 +223,3 @@ def _body_hash(request: Any) -> bytes:
 
 def _hash(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=16).digest()
-
-
-def _watch_request(request: users_pb2.WatchUsersRequest) -> watch.Request:
-    start = request.WhichOneof("start")
-    if start is None:
-        raise invalid(Violation("start", "is required: one of resume_token, earliest, now, snapshot, since"))
-    if start == "snapshot":
-        raise UnimplementedError("snapshot: is not served yet; start with earliest, now, since or resume_token")
-    for given, _ in request.ListFields():
-        if given.name in ("filter", "shard"):
-            raise UnimplementedError(f"{given.name}: is not served yet")
-    interval = _DEFAULT_BOOKMARK_INTERVAL
-    if request.HasField("bookmark_interval"):
-        interval = _seconds(request.bookmark_interval)
-    linger = _seconds(request.linger)
-    violations = []
-    if not 1 <= interval <= 300:
-        violations.append(Violation("bookmark_interval", "must be 1 s to 5 min"))
-    if not 0 <= linger <= 1:
-        violations.append(Violation("linger", "must be 0 to 1 s"))
-    max_batch = request.max_batch or _DEFAULT_MAX_BATCH
-    if not 1 <= max_batch <= 10_000:
-        violations.append(Violation("max_batch", "must be 1 to 10000"))
-    if violations:
-        raise invalid(*violations)
-    return watch.Request(
-        start=_start(request, start),
-        include_previous=request.include_previous,
-        bookmark_interval=interval,
-        max_batch=max_batch,
-        linger=linger,
-    )
-
-
-def _start(
-    request: users_pb2.WatchUsersRequest, start: str
-) -> tokens.ResumeToken | datetime | Literal["earliest", "now"]:
-    if start == "resume_token":
-        return tokens.decode(request.resume_token)
-    if start == "since":
-        return validation.time(request.since, "since")
-    return "now" if start == "now" else "earliest"
-
-
-def _seconds(duration: duration_pb2.Duration) -> float:
-    return duration.seconds + duration.nanos / 1e9

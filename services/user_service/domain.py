@@ -31,7 +31,8 @@ FIELD_NUMBERS = {
     name: users_pb2.User.DESCRIPTOR.fields_by_name[name].number for name in users_pb2.User.DESCRIPTOR.fields_by_name
 }
 _ID = tag(FIELD_NUMBERS["id"], 2)
-_DELETION_FIELDS = ("delete_time", "purge_time")
+# What a deletion and its undoing change.
+DELETION_FIELDS = ("delete_time", "purge_time")
 
 
 class Create(NamedTuple):
@@ -289,7 +290,7 @@ def _delete(delete: Delete, known: Known, moment: Moment) -> Change:
     after = _next(row, moment)
     after.delete_time.CopyFrom(moment.stamp)
     after.purge_time.FromDatetime(moment.time + moment.deleted_kept)
-    return _changed(DELETED, delete.id, after, row, row.email_key, _DELETION_FIELDS)
+    return _changed(DELETED, delete.id, after, row, row.email_key, DELETION_FIELDS)
 
 
 def _undelete(undelete: Undelete, known: Known, moment: Moment) -> Change:
@@ -305,7 +306,7 @@ def _undelete(undelete: Undelete, known: Known, moment: Moment) -> Change:
     after = _next(row, moment)
     after.ClearField("delete_time")
     after.ClearField("purge_time")
-    return _changed(UNDELETED, undelete.id, after, row, row.email_key, _DELETION_FIELDS)
+    return _changed(UNDELETED, undelete.id, after, row, row.email_key, DELETION_FIELDS)
 
 
 def _text(id_: bytes) -> str:

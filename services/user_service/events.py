@@ -2,14 +2,15 @@
 
 The stored bytes of an event are the finished element of WatchUsersResponse.events: tag, length, UserEvent. A message of
 the stream is a join of such elements and a tail (token, positions, mark); protobuf takes fields in any order, so
-joining is concatenation. `previous` is stored beside the element and spliced in only for streams that ask.
+joining is concatenation. `previous` is stored beside the element and spliced in only for streams that ask, and so is
+what only one selection is told (`left_filter`).
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ _ELEMENT = tag(1, 2)
 _POSITION, _TYPE, _USER, _PREVIOUS = tag(1, 0), tag(3, 0), tag(4, 2), tag(5, 2)
 _EVENT_ID = tag(2, 2) + varint(36)  # the text of a UUID
 _COMMIT_TIME, _ACTOR, _TRACE_PARENT, _TRACE_STATE = tag(7, 2), tag(8, 2), tag(10, 2), tag(11, 2)
+_LEFT_FILTER = tag(9, 0) + varint(1)
 
 # gRPC's usual limit is 4 MiB; a message of the feed stays under 1 MiB, its tail included.
 LARGEST_MESSAGE = (1 << 20) - 4096
@@ -94,13 +96,31 @@ def encode(change: Change, position: int, event_id: str, commit_time: bytes, cam
     return _ELEMENT + varint(len(body)) + body
 
 
+def of_snapshot(user: users_pb2.User, user_id: bytes, position: int) -> Entry:
+    """The SNAPSHOT event of a user: no change, hence without an id of its own; its time is that of the last change."""
+    kind = users_pb2.UserEvent.SNAPSHOT
+    event = users_pb2.UserEvent(position=position, type=kind, user=user, commit_time=user.update_time)
+    time = user.update_time.ToDatetime(UTC)
+    return Entry(position, b"", True, time, element(event.SerializeToString()), None, user_id, kind, 0)
+
+
+def _append(stored: bytes, fields: bytes) -> bytes:
+    """An element whose event has more encoded fields."""
+    start = 2  # past the tag and the first byte of the length
+    while stored[start - 1] & 0x80:
+        start += 1
+    return element(stored[start:] + fields)
+
+
+def left_filter(entry: Entry) -> Entry:
+    """An event that says that its user is no longer selected."""
+    return entry._replace(element=_append(entry.element, _LEFT_FILTER))
+
+
 def _with_previous(entry: Entry) -> bytes:
     if entry.previous is None:
         return entry.element
-    start = 2  # past the tag and the first byte of the length
-    while entry.element[start - 1] & 0x80:
-        start += 1
-    return element(entry.element[start:] + delimited(_PREVIOUS, entry.previous))
+    return _append(entry.element, delimited(_PREVIOUS, entry.previous))
 
 
 def join(entries: Sequence[Entry], include_previous: bool) -> list[bytes]:
@@ -111,7 +131,7 @@ def join(entries: Sequence[Entry], include_previous: bool) -> list[bytes]:
 
 
 def cut(entries: Sequence[Entry], include_previous: bool) -> int:
-    """How many of the entries fit into one message; at least one."""
+    """How many of the entries fit into one message; at least one, if there is one."""
     size = 0
     for count, entry in enumerate(entries):
         size += len(entry.element) + (len(entry.previous or b"") + 16 if include_previous else 0)
@@ -125,6 +145,8 @@ def tail(
     previous_position: int,
     position: int,
     *,
+    snapshot_begin: users_pb2.WatchUsersResponse.SnapshotBegin | None = None,
+    snapshot_end: users_pb2.WatchUsersResponse.SnapshotEnd | None = None,
     bookmark: users_pb2.WatchUsersResponse.Bookmark | None = None,
     caught_up: users_pb2.WatchUsersResponse.CaughtUp | None = None,
     fell_behind: users_pb2.WatchUsersResponse.FellBehind | None = None,
@@ -135,6 +157,8 @@ def tail(
         resume_token=token,
         previous_position=previous_position,
         position=position,
+        snapshot_begin=snapshot_begin,
+        snapshot_end=snapshot_end,
         bookmark=bookmark,
         caught_up=caught_up,
         fell_behind=fell_behind,

@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 
 NAMING = {
     "ix": "%(table_name)s_%(column_0_N_name)s_idx",
@@ -116,3 +116,13 @@ answers = Table(
 )
 # Rows are in the order of time: a BRIN index is next to free and enough to purge by.
 Index("answers_create_time_idx", answers.c.create_time, postgresql_using="brin")
+
+# Snapshots that are being sent, or that broke off and may be resumed: what follows `position` is retained until the row
+# is gone or has expired.
+open_snapshots = Table(
+    "open_snapshots",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("expire_time", DateTime(timezone=True), nullable=False),
+)

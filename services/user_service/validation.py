@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import zoneinfo
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -24,6 +25,8 @@ LONGEST_LABEL_KEY = 63
 LONGEST_LABEL_VALUE = 256
 LARGEST_USER = 16_000
 MOST_IN_BATCH = 1000
+# What is wrong with a long list is told of its first few.
+MOST_NAMED = 10
 
 # The fields that callers set, in the order of their numbers.
 CALLER_FIELDS = ("username", "email", "display_name", "locale", "time_zone", "labels")
@@ -98,11 +101,12 @@ def _time_zone(text: str) -> str | None:
     return None if text in _TIME_ZONES else "must be an IANA time zone, for example Europe/Zurich"
 
 
-def _labels(user: users_pb2.User, path: str, violations: Violations) -> None:
-    if len(user.labels) > MOST_LABELS:
+def labels(given: Mapping[str, str], path: str, violations: Violations) -> None:
+    """Checks labels, those of a user or of a filter."""
+    if len(given) > MOST_LABELS:
         violations.append(Violation(path, f"must be at most {MOST_LABELS}"))
         return
-    for key, value in dict(user.labels).items():
+    for key, value in dict(given).items():
         if not 1 <= len(key.encode()) <= LONGEST_LABEL_KEY:
             violations.append(Violation(path, f"key {key[:80]!r} must be 1 to {LONGEST_LABEL_KEY} bytes"))
         if len(value.encode()) > LONGEST_LABEL_VALUE:
@@ -130,7 +134,7 @@ def check(user: users_pb2.User, fields: tuple[str, ...], path: str, violations: 
         if field in fields and (text := getattr(user, field)) and (wrong := wrong_with(text)) is not None:
             violations.append(Violation(f"{path}.{field}", wrong))
     if "labels" in fields and user.labels:
-        _labels(user, f"{path}.labels", violations)
+        labels(user.labels, f"{path}.labels", violations)
     if user.ByteSize() > LARGEST_USER:
         raise ResourceExhaustedError(
             f"{path}: is {user.ByteSize()} bytes encoded, the limit is {LARGEST_USER}",
@@ -153,6 +157,17 @@ def user_id(text: str, path: str) -> bytes:
     if parsed is None:
         raise invalid(Violation(path, "must be a UUID" if text else "is required"))
     return parsed
+
+
+def user_ids(texts: Sequence[str], most: int, path: str, violations: Violations) -> list[bytes]:
+    """The 16 bytes of each of at most `most` ids. Of those that are none the first few are named."""
+    if len(texts) > most:
+        violations.append(Violation(path, f"must be at most {most}"))
+        return []
+    parsed = [_uuid(text) for text in texts]
+    wrong = [index for index, user_id in enumerate(parsed) if user_id is None]
+    violations.extend(Violation(f"{path}[{index}]", "must be a UUID") for index in wrong[:MOST_NAMED])
+    return [user_id for user_id in parsed if user_id is not None]
 
 
 def request_id(text: str, path: str, violations: Violations) -> bytes | None:

@@ -2,53 +2,48 @@
 
 A stream is a position. Near the head it takes what follows from the window; further back from pages of Postgres. It is
 never cut off for being slow: each message is awaited before the next is made, so it holds one message in memory and
-delays nobody.
+delays nobody. A stream that begins with a snapshot sends its users first, all at one position.
 
 Every message says what it has passed (`previous_position`, `position`) and carries a token, except inside an atomic
-group. The stream starts with a bookmark, offers a token at least every bookmark interval, and ends, at a shutdown or
-when it has become old, with a bookmark and a drain.
+group. The stream starts with a bookmark, offers a token at least every bookmark interval, also while nothing is
+selected of what it reads, and ends, at a shutdown or when it has become old, with a bookmark and a drain.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
 import psycopg
 
+from servicekit import logs
 from servicekit.database import Connection, Pool
+from servicekit.errors import ServiceError
 from servicekit.streams import Life
 from tidings.users.v1 import users_pb2
-from user_service import errors, events, reads, tokens
+from user_service import errors, reads, snapshot, tokens
 from user_service.messages import BrokenLogError, Messages
 from user_service.reads import FeedState
+from user_service.track import Track
+from user_service.watch_request import WatchRequest
 from user_service.window import Window
+
+log = logs.get(__name__)
 
 _Response = users_pb2.WatchUsersResponse
 
 _FUTURE_TOKEN_WAIT = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a stream asks for, checked. `start` is a decoded token, or where to begin without one: a time is that of
-    the first event, or of what comes before it. Times are in seconds.
-    """
-
-    start: tokens.ResumeToken | datetime | Literal["earliest", "now"]
-    include_previous: bool
-    bookmark_interval: float
-    max_batch: int
-    linger: float
+# How often a stream looks whether it is over while it waits for the rest of a group.
+_GROUP_WAIT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    position: int
-    token: str
+    token: tokens.ResumeToken
     # The primary's head at that time, as far as it was asked: a stream is not told before that it has caught up.
     head: int
 
@@ -79,78 +74,120 @@ class Streams:
         """Ends every stream with a bookmark and a drain; returns when they have ended, or after `timeout` seconds."""
         await self._life.drain(timeout)
 
-    async def stream(self, request: Request) -> AsyncIterator[bytes]:
+    async def stream(self, request: WatchRequest) -> AsyncIterator[bytes]:
         """The messages of one stream, encoded. Ends by itself only with a drain."""
         with self._life.one() as old:
             start = await self._start(request)
-            async for message in self._messages_from(start, request, old):
+            token = start.token
+            track = Track(request.bookmark_interval, token.position, tokens.encode(token), token.position)
+            yield self._bookmark(track)
+            if token.snapshot is not None:
+                async for message in self._snapshot(token, token.snapshot, request, track, old):
+                    yield message
+            async for message in self._events(request, start.head, track, old):
                 yield message
 
-    async def _messages_from(self, start: _Start, request: Request, old: float) -> AsyncIterator[bytes]:
+    async def _snapshot(
+        self, token: tokens.ResumeToken, inside: tokens.InSnapshot, request: WatchRequest, track: Track, old: float
+    ) -> AsyncIterator[bytes]:
+        """The users of a snapshot. Ends before they are all sent if the stream is over."""
+        position = token.position
+        if not inside.last:
+            yield track.mark(snapshot_begin=_Response.SnapshotBegin(position=position))
+        parts = snapshot.parts(self._messages.reader, request.selection, position, inside.last, request.max_batch)
+        async with aclosing(parts):
+            async for part in parts:
+                track.token = tokens.encode(replace(token, snapshot=replace(inside, last=part.last)))
+                if part.elements:
+                    yield b"".join((*part.elements, track.mark()))
+                elif track.is_due:
+                    yield self._bookmark(track)
+                if self._life.is_over(old):
+                    return
+        track.token = tokens.encode(replace(token, snapshot=None))
+        yield track.mark(snapshot_end=_Response.SnapshotEnd(position=position))
+        try:
+            async with self._messages.reader() as connection:
+                await snapshot.end(connection, inside.id)
+        except ServiceError as error:
+            log.warning("a snapshot is closed only when it expires", error=str(error))
+
+    async def _events(self, request: WatchRequest, head: int, track: Track, old: float) -> AsyncIterator[bytes]:
+        """What follows; `head` is that of the start."""
         loop, window = asyncio.get_running_loop(), self._window
-        position, token, live = start.position, start.token, False
-
-        yield self._bookmark(position, token)
-        bookmark_due = loop.time() + request.bookmark_interval
-        inside_group = False
+        scanned, live = track.position, False
         while True:
+            inside_group = track.inside_group
             if not inside_group and self._life.is_over(old):
-                yield self._bookmark(position, token)
-                yield self._drain(position, token)
+                yield self._bookmark(track)
+                yield self._drain(track)
                 return
-            if position < window.head:
-                if live and not window.covers(position):
+            if scanned < window.head:
+                if live and not window.covers(scanned):
                     live = False
-                    yield self._fell_behind(position, "" if inside_group else token)
+                    yield self._fell_behind(scanned, track)
                 if live and request.linger:
-                    await self._linger(position, request, old)
-                message = await self._messages.after(position, request.max_batch, request.include_previous)
-                yield message.data
-                position = message.position
-                inside_group = not message.token
-                if not inside_group:
-                    token = message.token
-                    bookmark_due = loop.time() + request.bookmark_interval
-            elif not live and position >= start.head:
+                    await self._linger(scanned, request, track, old)
+                message = await self._messages.after(
+                    scanned, request.selection, request.max_batch, request.include_previous
+                )
+                scanned = message.scanned
+                data = track.take(message)
+                if data:
+                    yield data
+                elif (inside_group and not track.inside_group) or track.is_due:
+                    yield self._bookmark(track)
+                else:
+                    await asyncio.sleep(0)
+            elif inside_group:
+                # The rest of it is committed and will be here at once.
+                await window.wait(loop.time() + _GROUP_WAIT)
+            elif not live and scanned >= head:
                 live = True
-                yield events.tail(token, position, position, caught_up=_Response.CaughtUp(position=position))
-            elif loop.time() >= bookmark_due:
-                yield self._bookmark(position, token)
-                bookmark_due = loop.time() + request.bookmark_interval
+                yield track.mark(caught_up=_Response.CaughtUp(position=track.position))
+            elif track.is_due:
+                yield self._bookmark(track)
             else:
-                await window.wait(min(bookmark_due, old))
+                await window.wait(min(track.due, old))
 
-    async def _linger(self, position: int, request: Request, old: float) -> None:
+    async def _linger(self, scanned: int, request: WatchRequest, track: Track, old: float) -> None:
         """Waits for more events than there are, for a message costs about the same however few it carries."""
         loop, window = asyncio.get_running_loop(), self._window
-        until = loop.time() + request.linger
-        while window.head - position < request.max_batch and loop.time() < until and not self._life.is_over(old):
+        until = min(loop.time() + request.linger, track.due)
+        while window.head - scanned < request.max_batch and loop.time() < until and not self._life.is_over(old):
             await window.wait(until)
 
     # Where a stream begins
 
-    async def _start(self, request: Request) -> _Start:
+    async def _start(self, request: WatchRequest) -> _Start:
         try:
             if isinstance(request.start, tokens.ResumeToken):
-                return await self._resume(request.start)
+                return await self._resume(request.start, request.selection.short)
+            inside = None
             async with self._pool.connection() as connection:
-                state = await reads.feed_state(connection)
-                position = await _position(connection, request.start, state)
+                if request.start == "snapshot":
+                    opened = await snapshot.begin(connection)
+                    inside = tokens.InSnapshot(opened.id)
+                    position = head = opened.position
+                else:
+                    state = await reads.feed_state(connection)
+                    position, head = await _position(connection, request.start, state), state.head
                 event_id = await reads.event_id(connection, position) if position else None
-            return _Start(position, self._messages.token(position, event_id), state.head)
         except psycopg.OperationalError as error:
             raise errors.database_unavailable() from error
+        seen = tokens.event_hash(event_id)
+        return _Start(tokens.ResumeToken(self._log_id, position, seen, request.selection.short, inside), head)
 
-    async def _resume(self, token: tokens.ResumeToken) -> _Start:
+    async def _resume(self, token: tokens.ResumeToken, selection: bytes) -> _Start:
         if token.log_id != self._log_id:
             raise errors.foreign_token()
-        if token.selection != tokens.EVERYTHING:
+        if token.selection != selection:
             raise errors.token_mismatch("resume_token")
         if token.position > self._window.head:
             await self._wait_for(token.position)
         if token.event_hash != await self._event_hash(token.position):
             raise errors.diverged_token(token.position)
-        return _Start(token.position, tokens.encode(token), await self._head(token.position))
+        return _Start(token, await self._head(token.position))
 
     async def _head(self, otherwise: int) -> int:
         """The primary's head. A stream that this replica can serve from memory needs no database."""
@@ -191,25 +228,25 @@ class Streams:
 
     # Messages without events
 
-    def _bookmark(self, position: int, token: str) -> bytes:
+    def _bookmark(self, track: Track) -> bytes:
         window = self._window
-        mark = _Response.Bookmark(head_position=max(window.head, position))
+        mark = _Response.Bookmark(head_position=max(window.head, track.position))
         if window.head_time is not None:
             mark.head_time.FromDatetime(window.head_time)
-        return events.tail(token, position, position, bookmark=mark)
+        return track.mark(bookmark=mark)
 
-    def _fell_behind(self, position: int, token: str) -> bytes:
+    def _fell_behind(self, scanned: int, track: Track) -> bytes:
         window = self._window
-        mark = _Response.FellBehind(lag_events=window.head - position)
+        mark = _Response.FellBehind(lag_events=window.head - scanned)
         next_entry = window.at(window.first)
         if next_entry is not None and window.head_time is not None:
             # The events in between are no longer in memory: the lag is at least this.
             mark.lag.FromTimedelta(window.head_time - next_entry.commit_time)
-        return events.tail(token, position, position, fell_behind=mark)
+        return track.mark(fell_behind=mark)
 
-    def _drain(self, position: int, token: str) -> bytes:
+    def _drain(self, track: Track) -> bytes:
         reason, after = self._life.farewell()
-        return events.tail(token, position, position, drain=_Response.Drain(reason=reason, reconnect_after=after))
+        return track.mark(drain=_Response.Drain(reason=reason, reconnect_after=after))
 
 
 async def _position(connection: Connection, start: datetime | Literal["earliest", "now"], state: FeedState) -> int:

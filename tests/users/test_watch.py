@@ -183,8 +183,6 @@ async def test_bad_requests_are_refused_with_a_reason(stub: Stub) -> None:
     bad: list[dict[str, int]] = [{"nanos": -1}, {"seconds": 10**15}]
     for since in bad:
         assert (await refused(stub.WatchUsers(Request(since=since)).read())).fields == ["since"]
-    assert await _refused(stub, Request(snapshot={})) == ("UNIMPLEMENTED", "UNIMPLEMENTED")
-    assert await _refused(stub, Request(earliest={}, shard={"count": 2})) == ("UNIMPLEMENTED", "UNIMPLEMENTED")
 
 
 async def test_tokens_of_another_log_or_history_are_refused(services: Services, databases: Databases) -> None:

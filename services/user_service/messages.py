@@ -16,7 +16,6 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import psycopg
@@ -42,8 +41,7 @@ class BrokenLogError(Exception):
     """The log lacks a position that is committed and retained. Nothing may be sent past it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A finished message: `data` is its elements, `body` bytes, and a tail that goes from `previous_position` to
     `position`, with its token ("" inside an atomic group). `scanned` is where the next one begins.
 
@@ -189,7 +187,10 @@ class Messages:
 
 def _resting_place(entries: Sequence[Entry]) -> Entry:
     """The last event after which a token may stand; the last of all if there is none."""
-    return next((entry for entry in reversed(entries) if entry.group_end), entries[-1])
+    for entry in reversed(entries):
+        if entry.group_end:
+            return entry
+    return entries[-1]
 
 
 def _is_whole(entries: list[Entry], after: int, upto: int) -> bool:

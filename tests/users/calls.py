@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,41 @@ async def replay(stub: Stub, token: str = "", **fields: object) -> list[users_pb
             stream.cancel()
             return events
     raise AssertionError("the stream ended")
+
+
+async def follow(stub: Stub, **fields: object) -> list[users_pb2.WatchUsersResponse]:
+    """All messages of a stream up to caught_up. The first is a bookmark with a token, and each goes on where the one
+    before it ended, whatever the stream selects.
+    """
+    stream = stub.WatchUsers(users_pb2.WatchUsersRequest(**fields))
+    messages: list[users_pb2.WatchUsersResponse] = []
+    async for message in stream:
+        if messages:
+            assert message.previous_position == messages[-1].position
+        else:
+            assert message.HasField("bookmark")
+            assert message.resume_token
+        assert message.position >= message.previous_position
+        for event in message.events:
+            assert event.type == event.SNAPSHOT or message.previous_position < event.position <= message.position
+        messages.append(message)
+        if message.HasField("caught_up"):
+            stream.cancel()
+            return messages
+    raise AssertionError("the stream ended")
+
+
+def events_of(messages: Iterable[users_pb2.WatchUsersResponse]) -> list[users_pb2.UserEvent]:
+    """The events of messages."""
+    return [event for message in messages for event in message.events]
+
+
+async def interval_passes(stub: Stub) -> None:
+    """A second passes on the clock of a service whose feed rests: an idle stream is due for a bookmark."""
+    stream = stub.WatchUsers(users_pb2.WatchUsersRequest(now={}, bookmark_interval={"seconds": 1}))
+    marks = [(await read(stream)).WhichOneof("mark") for _ in range(3)]
+    stream.cancel()
+    assert marks == ["bookmark", "caught_up", "bookmark"]
 
 
 @dataclass(frozen=True)

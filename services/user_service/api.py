@@ -6,7 +6,6 @@ retry is what the first caller gets. The generated types know messages only, hen
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,14 +13,14 @@ from typing import Any
 
 import grpc.aio
 import psycopg
-from uuid_utils import uuid7
 
 from servicekit import rpc, telemetry
 from servicekit.database import Connection, Pool
-from servicekit.errors import NotFoundError, UnimplementedError, Violation, invalid
+from servicekit.errors import NotFoundError, Violation, invalid
 from tidings.users.v1 import users_pb2, users_pb2_grpc
-from user_service import domain, errors, events, reads, tokens, validation, watch_request
+from user_service import creation, domain, errors, events, reads, tokens, validation, watch_request
 from user_service.domain import Item, Mutation, Unit
+from user_service.imports import Imports
 from user_service.watch import Streams
 from user_service.writer import Writer
 
@@ -46,16 +45,17 @@ _NIL = uuid.UUID(int=0)
 class UserService(users_pb2_grpc.UserServiceServicer):
     """The servicer."""
 
-    def __init__(self, writer: Writer, pool: Pool, streams: Streams) -> None:
+    def __init__(self, writer: Writer, pool: Pool, streams: Streams, imports: Imports) -> None:
         self._writer = writer
         self._pool = pool
         self._streams = streams
+        self._imports = imports
 
     # Changes
 
     async def CreateUser(self, request: users_pb2.CreateUserRequest, context: _Context) -> bytes:  # type: ignore[override]
         violations: validation.Violations = []
-        item = _create_item(request, "", violations)
+        item = creation.item(request, "", violations)
         if violations:
             raise invalid(*violations)
         return (await self._submit((item,), "CreateUser", context, validate_only=request.validate_only))[0]
@@ -86,7 +86,7 @@ class UserService(users_pb2_grpc.UserServiceServicer):
         items = []
         for index, one in enumerate(requests):
             prefix = f"requests[{index}]."
-            item = _create_item(one, prefix, violations)
+            item = creation.item(one, prefix, violations)
             if one.validate_only != validate_only:
                 violations.append(Violation(f"{prefix}validate_only", "must be the same in all requests"))
             if item.request_id is not None:
@@ -104,8 +104,10 @@ class UserService(users_pb2_grpc.UserServiceServicer):
     async def ImportUsers(
         self, request_iterator: AsyncIterator[users_pb2.ImportUsersRequest], context: _Context
     ) -> AsyncIterator[users_pb2.ImportUsersResponse]:
-        raise UnimplementedError("ImportUsers: is not served yet")
-        yield
+        trace_parent, trace_state = telemetry.incoming(context)
+        unit = Unit((), _ANONYMOUS, "ImportUsers", _ANONYMOUS, trace_parent, trace_state, independent=True)
+        async for answer in self._imports.stream(request_iterator, unit):
+            yield answer
 
     async def _change(
         self, mutation: Mutation, request: Any, method: str, context: _Context, violations: validation.Violations
@@ -200,26 +202,10 @@ class UserService(users_pb2_grpc.UserServiceServicer):
             yield message
 
 
-def _create_item(request: users_pb2.CreateUserRequest, prefix: str, violations: validation.Violations) -> Item:
-    path = f"{prefix}user"
-    if not request.HasField("user"):
-        violations.append(Violation(path, "is required"))
-    user = request.user
-    validation.keep_caller_fields(user)
-    email_key = validation.check(user, validation.CALLER_FIELDS, path, violations)
-    request_id = validation.request_id(request.request_id, f"{prefix}request_id", violations)
-    create = domain.create(user, uuid7(), email_key, path)
-    return Item(create, request_id, _hash(create.given) if request_id else b"", f"{prefix}request_id")
-
-
 def _body_hash(request: Any) -> bytes:
     """What tells whether a request_id comes with the same request again."""
     request_id, request.request_id = request.request_id, ""
     try:
-        return _hash(request.SerializeToString(deterministic=True))
+        return creation.body_hash(request.SerializeToString(deterministic=True))
     finally:
         request.request_id = request_id
-
-
-def _hash(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=16).digest()

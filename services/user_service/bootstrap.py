@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from servicekit import database, logs, rpc, schema, telemetry
 from servicekit.database import Pool
 from servicekit.tasks import Background
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 from user_service import janitor, reads
 from user_service.api import RAW_RESPONSES, UserService
+from user_service.imports import Imports
 from user_service.messages import Messages
 from user_service.settings import UserServiceSettings
 from user_service.tables import SCHEMA_REVISION
@@ -62,12 +65,13 @@ async def _serve(settings: UserServiceSettings, url: str, queries: Pool, history
         deleted_kept=settings.deleted_kept,
         unknown_outcome_wait=settings.unknown_outcome_wait,
     )
+    imports = Imports(writer, max_imports=settings.max_imports)
     health = rpc.Health(_SERVICE)
     server = rpc.server(health, _SERVICE)
     rpc.add(
         server,
         users_pb2_grpc.add_UserServiceServicer_to_server,
-        UserService(writer, queries, streams),
+        UserService(writer, queries, streams, imports),
         raw_responses=RAW_RESPONSES,
     )
 
@@ -75,6 +79,9 @@ async def _serve(settings: UserServiceSettings, url: str, queries: Pool, history
         async with queries.connection() as connection:
             await connection.execute("SELECT 1")
         return background.alive and tailer.read_ok and not messages.broken
+
+    async def drain() -> None:
+        await asyncio.gather(streams.drain(settings.drain_time), imports.drain(settings.drain_time))
 
     for loop, name in (
         (writer.run(), "writer"),
@@ -90,7 +97,7 @@ async def _serve(settings: UserServiceSettings, url: str, queries: Pool, history
         health,
         background,
         is_ready=is_ready,
-        drain=lambda: streams.drain(settings.drain_time),
+        drain=drain,
         grace=settings.grace,
         finish=lambda: writer.close(settings.unknown_outcome_wait),
     )

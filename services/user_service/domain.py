@@ -1,14 +1,16 @@
 """What a change does to a user: pure decisions over what is known.
 
-A `Unit` is what one call asks for: one change, or the changes of a BatchCreateUsers, of which all happen or none.
-`decide` takes a unit and the state read under the feed's lock and says what happens; refusals are raised. Two units
-that share a key (`Unit.keys`) are never decided on the same read, so that a decision need not know of the others of its
-batch.
+A `Unit` is what is asked for at once: one change, the changes of a BatchCreateUsers, of which all happen or none, or
+some users of an import, each of which is refused on its own. `decide` takes a unit and the state read under the feed's
+lock and says what happens. Two units that share a key (`Unit.keys`) are never decided on the same read, so that a
+decision need not know of the other units of its batch; it does know of the items before it in its unit, and of a
+refused one nothing is left behind.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -17,6 +19,7 @@ from typing import NamedTuple
 from google.protobuf import timestamp_pb2
 from uuid_utils import UUID
 
+from servicekit.errors import ServiceError
 from tidings.users.v1 import users_pb2
 from user_service import errors
 from user_service.validation import CALLER_FIELDS
@@ -94,7 +97,7 @@ class Item(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What one call asks for."""
+    """What is asked for at once. `independent`: its items are refused on their own, else all happen or none."""
 
     items: tuple[Item, ...]
     caller: str
@@ -103,6 +106,7 @@ class Unit(NamedTuple):
     trace_parent: str = ""
     trace_state: str = ""
     validate_only: bool = False
+    independent: bool = False
 
     @property
     def exclusive(self) -> bool:
@@ -198,9 +202,22 @@ class Decision(NamedTuple):
     user: users_pb2.User | None = None
 
 
-def decide(unit: Unit, known: Known, moment: Moment) -> list[Decision]:
-    """Decides every item of a unit, or raises a ServiceError if one is refused."""
-    return [_decide_item(unit, item, known, moment) for item in unit.items]
+def decide(unit: Unit, known: Known, moment: Moment) -> Sequence[Decision | ServiceError]:
+    """Decides every item of a unit. A refusal is raised; that of an independent item takes its decision's place."""
+    if not unit.independent:
+        return [_decide_item(unit, item, known, moment) for item in unit.items]
+    return [_decide_alone(unit, item, known, moment) for item in unit.items]
+
+
+def _decide_alone(unit: Unit, item: Item, known: Known, moment: Moment) -> Decision | ServiceError:
+    try:
+        decision = _decide_item(unit, item, known, moment)
+    except ServiceError as error:
+        return error
+    if item.request_id is not None and decision.change is not None:
+        # The same request_id again, further on in the unit, is a retry like any other.
+        known.answers[(item.request_id, unit.caller, unit.method)] = (item.body_hash, decision.change.encoded)
+    return decision
 
 
 def _decide_item(unit: Unit, item: Item, known: Known, moment: Moment) -> Decision:
@@ -228,8 +245,8 @@ def _create(create: Create, known: Known, moment: Moment) -> Change:
         raise errors.name_taken("username", f"{create.path}.username", user.username)
     if create.email_key in known.email_keys:
         raise errors.name_taken("email", f"{create.path}.email", user.email)
-    # Later items of the same unit see the names as taken. Units of one batch share no names, so that a refused unit
-    # leaves nothing behind that another would see.
+    # Later items of the same unit see the names as taken. Units of one batch share no names, so that a unit that is
+    # refused after this leaves nothing behind that another would see.
     known.usernames[user.username] = create.id
     known.email_keys[create.email_key] = create.id
     encoded = create.encoded + moment.created

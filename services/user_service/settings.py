@@ -21,6 +21,7 @@ class UserServiceSettings(Settings):
         0.006, ge=0, le=0.1, description="longest wait of a group commit for changes it expects, seconds"
     )
     queue_limit: int = Field(10_000, ge=100, description="changes waiting for a group commit at most; more are refused")
+    max_imports: int = Field(16, ge=1, description="open imports at most; more are refused for the time being")
     unknown_outcome_wait: float = Field(
         15.0, gt=0, description="how long the outcome of a commit is asked for after a lost connection, seconds"
     )

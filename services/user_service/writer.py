@@ -6,7 +6,9 @@ on plain reads, and positions are dense and in commit order.
 
 What always holds:
 - Units that share a user, a name, an address or a request_id are never in one batch; the later one waits for the next.
-- A unit's refusal is its own; the rest of the batch goes on.
+- A unit's refusal is its own; the rest of the batch goes on. So is an item's, if its unit is independent.
+- Calls and imports have a lane each and batches by turns: a call waits for one batch of imports at most, however many
+  there are, and an import for one batch of calls.
 - A caller is answered only when the outcome is known. After a lost connection `pg_xact_status` is asked, by the
   transaction's id noted before COMMIT; only a transaction known to be aborted is tried again, and only for callers that
   still wait.
@@ -16,10 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import cast
 
 import psycopg
 from uuid_utils import uuid7
@@ -27,9 +29,10 @@ from uuid_utils import uuid7
 from servicekit import database, flush, logs
 from servicekit.database import Connection
 from servicekit.errors import ServiceError
-from user_service import domain, errors, events, store
+from user_service import domain, errors, events, lanes, store
 from user_service.domain import Change, Decision, Known, Unit
 from user_service.events import Entry
+from user_service.lanes import Lane, Outcome, Waiting
 
 log = logs.get(__name__)
 
@@ -43,6 +46,8 @@ _SESSION: dict[str, str | int] = {
 _TRIES = 3
 _QUEUED_WITHOUT_DATABASE = 5.0
 _LONGEST_RECONNECT = 1.0
+# Users in one batch of imports: the larger, the less a user costs, and the longer a call waits.
+IMPORT_LIMIT = 500
 _LULL = 0.002  # seconds without an arrival that end a linger
 _LONE = 2  # units in two batches that one caller alone can account for
 
@@ -56,14 +61,6 @@ class _UnknownOutcomeError(Exception):
     """COMMIT was sent and no answer came, or the answer was not a plain success."""
 
 
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    unit: Unit
-    keys: set[object]
-    answers: asyncio.Future[list[bytes]]
-    since: float
-
-
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """What a batch writes, and what its callers are answered once it is committed."""
@@ -71,7 +68,7 @@ class _Plan:
     changes: list[Change]
     entries: list[Entry]
     kept: list[store.Answer]
-    answers: list[tuple[_Waiting, list[bytes]]]
+    outcomes: list[tuple[Waiting, list[Outcome]]]
 
 
 class Writer:
@@ -92,13 +89,12 @@ class Writer:
         self._url = url
         self._committed = committed
         self._in_doubt = in_doubt
-        self._batch_limit = batch_limit
         self._linger = linger
         self._queue_limit = queue_limit
         self._deleted_kept = timedelta(seconds=deleted_kept)
         self._unknown_outcome_wait = unknown_outcome_wait
-        self._queue: deque[_Waiting] = deque()
-        self._queued = 0
+        self._calls = Lane(batch_limit)
+        self._imports = Lane(IMPORT_LIMIT)
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -112,17 +108,26 @@ class Writer:
         """Returns the serialized answer for each item once the unit is committed. Raises the ServiceError it is
         refused with.
         """
+        if self._calls.items + len(unit.items) > self._queue_limit:
+            raise errors.queue_full()
+        return cast("list[bytes]", await self._added(self._calls, unit))
+
+    def submit_import(self, unit: Unit) -> asyncio.Future[list[Outcome]]:
+        """Queues an independent unit of at most IMPORT_LIMIT items; the future has each item's outcome, or the
+        ServiceError that says why there is none.
+
+        An import has one unit here at a time: so the lane is bounded by the number of imports, and of two users that
+        want the same name the one that was sent first wins.
+        """
+        return self._added(self._imports, unit)
+
+    def _added(self, lane: Lane, unit: Unit) -> asyncio.Future[list[Outcome]]:
         if self._closed:
             raise errors.shutting_down()
-        if self._queued + len(unit.items) > self._queue_limit:
-            raise errors.queue_full()
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(unit, unit.keys(), loop.create_future(), loop.time())
-        self._queue.append(waiting)
-        self._queued += len(unit.items)
+        outcomes = lane.add(unit)
         self._idle.clear()
         self._arrived.set()
-        return await waiting.answers
+        return outcomes
 
     async def close(self, timeout: float) -> None:
         """Refuses new units and waits until the queued ones are answered, at most `timeout` seconds."""
@@ -131,17 +136,20 @@ class Writer:
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
         except TimeoutError:
-            log.warning("changes were still waiting at the end", waiting=len(self._queue))
+            log.warning("changes were still waiting at the end", waiting=len(self._calls) + len(self._imports))
 
     async def run(self) -> None:
         """Commits batch after batch."""
         try:
             while True:
                 await self._gather()
-                batch = self._take()
-                if batch:
-                    await self._commit(batch)
-                    self._committed_units = len(batch)
+                calls = self._calls.take()
+                if calls:
+                    await self._commit(calls)
+                    self._committed_units = len(calls)
+                imports = self._imports.take()
+                if imports:
+                    await self._commit(imports)
         finally:
             if self._connection is not None:
                 await self._connection.close()
@@ -149,56 +157,31 @@ class Writer:
     # Gathering a batch
 
     async def _gather(self) -> None:
-        """Waits for the first unit, then lingers for as long as others keep arriving: a commit costs much, a unit
+        """Waits for the first unit, then lingers for as long as other calls keep arriving: a commit costs much, a unit
         little.
 
         A lone caller never waits. Others are at work if the batch before held, or left behind, more than one unit.
+        While an import waits nobody lingers: calls gather during its commit.
         """
-        if not self._queue:
+        calls, imports = self._calls, self._imports
+        if not calls and not imports:
             self._idle.set()
             self._arrived.clear()
             await self._arrived.wait()
-        if len(self._queue) + self._committed_units <= _LONE:
+        if len(calls) + self._committed_units <= _LONE:
             return
         loop = asyncio.get_running_loop()
         until = loop.time() + self._linger
         waiting = 0
-        while waiting < len(self._queue) < self._batch_limit and loop.time() < until:
-            waiting = len(self._queue)
+        while not imports and waiting < len(calls) < calls.limit and loop.time() < until:
+            waiting = len(calls)
             await asyncio.sleep(_LULL)
-
-    def _take(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
-        later: list[_Waiting] = []
-        seen: set[object] = set()
-        items = 0
-        while self._queue:
-            waiting = self._queue[0]
-            size = len(waiting.unit.items)
-            if batch and (items + size > self._batch_limit or waiting.unit.exclusive):
-                break
-            self._queue.popleft()
-            if waiting.answers.done():  # the caller is gone
-                self._queued -= size
-                continue
-            if seen.isdisjoint(waiting.keys):
-                batch.append(waiting)
-                items += size
-                self._queued -= size
-            else:
-                later.append(waiting)
-            # Also of a unit that waits: none may overtake it.
-            seen |= waiting.keys
-            if waiting.unit.exclusive:
-                break
-        self._queue.extendleft(reversed(later))
-        return batch
 
     # Committing it
 
-    async def _commit(self, batch: list[_Waiting]) -> None:
+    async def _commit(self, batch: list[Waiting]) -> None:
         for attempt in range(_TRIES):
-            batch = [waiting for waiting in batch if not waiting.answers.done()]
+            batch = [waiting for waiting in batch if not waiting.outcomes.done()]
             if not batch:
                 return
             connection = await self._connected(batch)
@@ -217,12 +200,7 @@ class Writer:
                 await self._disconnect()
             except psycopg.Error as error:
                 await self._disconnect()
-                if len(batch) == 1:
-                    _refuse(batch, _refusal(error))
-                    return
-                log.warning("batch was refused; trying its units one by one", error=str(error).strip())
-                for waiting in batch:
-                    await self._commit([waiting])
+                await self._narrow(batch, error)
                 return
             except Exception as error:
                 log.exception("batch failed")
@@ -233,7 +211,40 @@ class Writer:
                 return
         _refuse(batch, errors.database_unavailable())
 
-    async def _transact(self, connection: Connection, batch: list[_Waiting]) -> None:
+    async def _narrow(self, batch: list[Waiting], error: psycopg.Error) -> None:
+        """Finds what Postgres refused: tries the units of a batch alone, then the halves of an independent unit."""
+        if len(batch) > 1:
+            log.warning("batch was refused; trying its units one by one", error=str(error).strip())
+            for waiting in batch:
+                await self._commit([waiting])
+            return
+        [waiting] = batch
+        unit = waiting.unit
+        refusal = _refusal(error)
+        if not unit.independent:
+            _refuse(batch, refusal)
+        elif len(unit.items) > 1:
+            await self._commit_halves(waiting)
+        elif isinstance(refusal, ServiceError):
+            _answer(waiting, [refusal])
+        else:
+            _refuse(batch, refusal)
+
+    async def _commit_halves(self, waiting: Waiting) -> None:
+        unit = waiting.unit
+        middle = len(unit.items) // 2
+        outcomes: list[Outcome] = []
+        for items in (unit.items[:middle], unit.items[middle:]):
+            half = lanes.waiting(unit._replace(items=items), waiting.since)
+            await self._commit([half])
+            error = half.outcomes.exception()
+            if error is not None:
+                _refuse([waiting], error)
+                return
+            outcomes += half.outcomes.result()
+        _answer(waiting, outcomes)
+
+    async def _transact(self, connection: Connection, batch: list[Waiting]) -> None:
         """One transaction. Returns when it is committed; raises psycopg.Error only if it is known to be aborted."""
         self._batches += 1
         if self._batches.bit_count() == 1:
@@ -255,9 +266,8 @@ class Writer:
                 # Committed here, but perhaps not on the standby that will be the primary next.
                 raise _UnknownOutcomeError
             self._committed(plan.entries)
-        for waiting, answers in plan.answers:
-            if not waiting.answers.done():
-                waiting.answers.set_result(answers)
+        for waiting, outcomes in plan.outcomes:
+            _answer(waiting, outcomes)
 
     async def _is_committed(self, xid: str) -> bool:
         """What became of a transaction whose COMMIT may have been sent. Raises _UnknownOutcomeError if it cannot be
@@ -280,25 +290,27 @@ class Writer:
                 await asyncio.sleep(0.1)
         raise _UnknownOutcomeError
 
-    def _plan(self, batch: list[_Waiting], locked: store.Locked, known: Known) -> _Plan:
+    def _plan(self, batch: list[Waiting], locked: store.Locked, known: Known) -> _Plan:
         moment = domain.moment(locked.time, self._deleted_kept)
         plan = _Plan([], [], [], [])
         position = locked.head
         for waiting in batch:
             unit = waiting.unit
             try:
-                decisions = domain.decide(unit, known, moment)
+                decided = domain.decide(unit, known, moment)
             except ServiceError as error:
-                if not waiting.answers.done():
-                    waiting.answers.set_exception(error)
+                if not waiting.outcomes.done():
+                    waiting.outcomes.set_exception(error)
                 continue
-            answers = [_answer(decision) for decision in decisions]
-            plan.answers.append((waiting, answers))
+            outcomes = [one if isinstance(one, ServiceError) else _encoded(one) for one in decided]
+            plan.outcomes.append((waiting, outcomes))
             if unit.validate_only:
                 continue
             origin = events.origin(unit.actor, unit.trace_parent, unit.trace_state)
             group = len(plan.entries)
-            for decision, answer in zip(decisions, answers, strict=True):
+            for decision, answer in zip(decided, outcomes, strict=True):
+                if isinstance(decision, ServiceError) or isinstance(answer, ServiceError):
+                    continue
                 change, item = decision.change, decision.item
                 if change is not None:
                     position += 1
@@ -309,7 +321,7 @@ class Writer:
                     fields = domain.field_bits(change.changed_fields)
                     plan.entries.append(
                         Entry(
-                            position, event_id.bytes, False, moment.time, element, previous,
+                            position, event_id.bytes, unit.independent, moment.time, element, previous,
                             change.id, change.type, fields,
                         )
                     )  # fmt: skip
@@ -322,7 +334,7 @@ class Writer:
 
     # The connection
 
-    async def _connected(self, batch: list[_Waiting]) -> Connection | None:
+    async def _connected(self, batch: list[Waiting]) -> Connection | None:
         """The writer's connection, made anew if it was lost. None once no unit of the batch waits any longer."""
         delay = 0.05
         while self._connection is None or self._connection.closed:
@@ -334,16 +346,16 @@ class Writer:
             except psycopg.OperationalError as error:
                 log.warning("no connection for writing", error=str(error).strip(), retry_seconds=delay)
                 self._expire(batch)
-                if all(waiting.answers.done() for waiting in batch):
+                if all(waiting.outcomes.done() for waiting in batch):
                     return None
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _LONGEST_RECONNECT)
         return self._connection
 
-    def _expire(self, batch: list[_Waiting]) -> None:
+    def _expire(self, batch: list[Waiting]) -> None:
         """Refuses what has waited too long for a database."""
         since = asyncio.get_running_loop().time() - _QUEUED_WITHOUT_DATABASE
-        late = [waiting for waiting in (*batch, *self._queue) if waiting.since < since]
+        late = [waiting for waiting in (*batch, *self._calls, *self._imports) if waiting.since < since]
         _refuse(late, errors.database_unavailable())
 
     async def _disconnect(self) -> None:
@@ -355,7 +367,7 @@ class Writer:
         self._notices.append(diagnostic.message_primary or "")
 
 
-def _lookups(batch: list[_Waiting]) -> store.Lookups:
+def _lookups(batch: list[Waiting]) -> store.Lookups:
     lookups = store.Lookups([], [], [], [])
     for waiting in batch:
         for item in waiting.unit.items:
@@ -375,7 +387,7 @@ def _lookups(batch: list[_Waiting]) -> store.Lookups:
     return lookups
 
 
-def _answer(decision: Decision) -> bytes:
+def _encoded(decision: Decision) -> bytes:
     if decision.change is not None:
         return decision.change.encoded
     if decision.answer is not None:
@@ -384,10 +396,15 @@ def _answer(decision: Decision) -> bytes:
     return decision.user.SerializeToString()
 
 
-def _refuse(batch: list[_Waiting], error: BaseException) -> None:
+def _answer(waiting: Waiting, outcomes: list[Outcome]) -> None:
+    if not waiting.outcomes.done():
+        waiting.outcomes.set_result(outcomes)
+
+
+def _refuse(batch: list[Waiting], error: BaseException) -> None:
     for waiting in batch:
-        if not waiting.answers.done():
-            waiting.answers.set_exception(error)
+        if not waiting.outcomes.done():
+            waiting.outcomes.set_exception(error)
 
 
 def _refusal(error: psycopg.Error) -> BaseException:

@@ -1,0 +1,85 @@
+"""Units that wait for their commit, first come, first served.
+
+Of a lane whole batches are taken. What always holds: units that share a user, a name, an address or a request_id are
+never in one batch and leave in the order in which they came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from servicekit.errors import ServiceError
+from user_service.domain import Unit
+
+# What became of an item: its serialized answer, or why it was refused (only if its unit is independent).
+Outcome = bytes | ServiceError
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A unit, and whoever waits for its outcomes; a future that is done already has nobody who waits."""
+
+    unit: Unit
+    keys: set[object]
+    outcomes: asyncio.Future[list[Outcome]]
+    since: float
+
+
+def waiting(unit: Unit, since: float | None = None) -> Waiting:
+    """A unit that waits from now on, or has waited since then, in the loop's time."""
+    loop = asyncio.get_running_loop()
+    return Waiting(unit, unit.keys(), loop.create_future(), loop.time() if since is None else since)
+
+
+class Lane:
+    """A queue. `limit` is how many items a batch has at most, except that one unit is always taken whole."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        # Items of the units that wait.
+        self.items = 0
+        self._queue: deque[Waiting] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(self._queue)
+
+    def add(self, unit: Unit) -> asyncio.Future[list[Outcome]]:
+        """Queues a unit."""
+        added = waiting(unit)
+        self._queue.append(added)
+        self.items += len(unit.items)
+        return added.outcomes
+
+    def take(self) -> list[Waiting]:
+        """The next batch; empty if nobody waits."""
+        batch: list[Waiting] = []
+        later: list[Waiting] = []
+        seen: set[object] = set()
+        items = 0
+        while self._queue:
+            first = self._queue[0]
+            size = len(first.unit.items)
+            if batch and (items + size > self.limit or first.unit.exclusive):
+                break
+            self._queue.popleft()
+            if first.outcomes.done():  # the caller is gone
+                self.items -= size
+                continue
+            if seen.isdisjoint(first.keys):
+                batch.append(first)
+                items += size
+                self.items -= size
+            else:
+                later.append(first)
+            # Also of a unit that waits: none may overtake it.
+            seen |= first.keys
+            if first.unit.exclusive:
+                break
+        self._queue.extendleft(reversed(later))
+        return batch

@@ -51,12 +51,10 @@ class Directory(users_pb2_grpc.UserServiceServicer):
         self.events: list[users_pb2.UserEvent] = []
         self.watched: list[users_pb2.WatchUsersRequest] = []
         self.answers: dict[str, users_pb2.User] = {}
-        # The emails of all creations that were asked for.
-        self.asked: list[str] = []
-        self.calls = self.running = self.most_running = 0
+        # Imports that were begun.
+        self.imports = 0
+        # Seconds that each user of an import takes.
         self.delay = 0.0
-        # Seconds that the creation of some emails takes on top.
-        self.delays: dict[str, float] = {}
         # How many creations succeed before all are answered with UNAVAILABLE.
         self.unavailable_after: int | None = None
         # Whether all events are one atomic group.
@@ -65,29 +63,57 @@ class Directory(users_pb2_grpc.UserServiceServicer):
 
     async def CreateUser(self, request: users_pb2.CreateUserRequest, context: Context) -> users_pb2.User:
         """With a few of the rules."""
-        self.calls += 1
-        self.asked.append(request.user.email)
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
-        await asyncio.sleep(self.delay + self.delays.get(request.user.email, 0.0))
-        self.running -= 1
-        if self.unavailable_after is not None and len(self.answers) >= self.unavailable_after:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "out of service")
         if request.request_id in self.answers:
             return self.answers[request.request_id]
-        if "@" not in request.user.email:
-            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "user.email", "must have an @")
-        if any(user.username == request.user.username for user in self.users.values()):
-            what = f"{request.user.username} is taken"
-            await refuse(context, grpc.StatusCode.ALREADY_EXISTS, "USERNAME_TAKEN", "user.username", what)
-        if any(user.email.lower() == request.user.email.lower() for user in self.users.values()):
-            what = f"{request.user.email} is taken"
-            await refuse(context, grpc.StatusCode.ALREADY_EXISTS, "EMAIL_TAKEN", "user.email", what)
+        if (refused := self._refusal(request.user)) is not None:
+            await refuse(context, *refused)
+        return await self._create(request.user, request.request_id)
+
+    async def ImportUsers(
+        self, requests: AsyncIterator[users_pb2.ImportUsersRequest], context: Context
+    ) -> AsyncIterator[users_pb2.ImportUsersResponse]:
+        """With the same rules."""
+        self.imports += 1
+        answer = users_pb2.ImportUsersResponse()
+        async for request in requests:
+            del answer.failed[:]
+            for item in request.users:
+                await asyncio.sleep(self.delay)
+                if self.unavailable_after is not None and len(self.answers) >= self.unavailable_after:
+                    yield answer
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "out of service")
+                refused = None
+                if item.request_id not in self.answers:
+                    refused = self._refusal(item.user)
+                if refused is not None:
+                    code, reason, field, what = refused
+                    violations = [users_pb2.ImportUsersResponse.Failure.Violation(field=field, description=what)]
+                    answer.failed.add(
+                        index=answer.processed, code=code.value[0], reason=reason, violations=violations,
+                        message=f"{field}: {what}",
+                    )  # fmt: skip
+                else:
+                    if item.request_id not in self.answers:
+                        await self._create(item.user, item.request_id)
+                    answer.created += 1
+                answer.processed += 1
+            yield answer
+
+    def _refusal(self, user: users_pb2.User) -> tuple[grpc.StatusCode, str, str, str] | None:
+        if "@" not in user.email:
+            return grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "user.email", "must have an @"
+        if any(other.username == user.username for other in self.users.values()):
+            return grpc.StatusCode.ALREADY_EXISTS, "USERNAME_TAKEN", "user.username", f"{user.username} is taken"
+        if any(other.email.lower() == user.email.lower() for other in self.users.values()):
+            return grpc.StatusCode.ALREADY_EXISTS, "EMAIL_TAKEN", "user.email", f"{user.email} is taken"
+        return None
+
+    async def _create(self, given: users_pb2.User, request_id: str) -> users_pb2.User:
         user = users_pb2.User()
-        user.CopyFrom(request.user)
+        user.CopyFrom(given)
         user.id, user.version = str(uuid.uuid4()), 1
         user.create_time.CopyFrom(NOW)
-        self.answers[request.request_id] = user
+        self.answers[request_id] = user
         await self.store(user, users_pb2.UserEvent.CREATED)
         return user
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import System, Tidings, launch
+from tests.harness import until
 from tidings.cli.import_rows import Lines, Problem, read_csv
 from tidings.cli.import_run import Import, StoppedError, request_id
 from tidings.client import Users, connect
@@ -32,14 +33,12 @@ def people(count: int) -> bytes:
     return HEADER + b"".join(b"u%d,u%d@example.com,\n" % (number, number) for number in range(count))
 
 
-async def run(
-    system: System, data: bytes, *, retry_for: float = 5.0, concurrency: int = 8
-) -> tuple[Import, list[Problem]]:
+async def run(system: System, data: bytes, *, retry_for: float = 5.0) -> tuple[Import, list[Problem]]:
     """An import in this process."""
     found: list[Problem] = []
     async with connect(system.address) as channel:
         running = Import(Users(channel), "digest", retry_for=retry_for, report=found.append)
-        await running.run(read_csv(Lines(io.BytesIO(data))), concurrency)
+        await running.run(read_csv(Lines(io.BytesIO(data))))
     return running, found
 
 
@@ -101,12 +100,13 @@ class TestCommand:
         self, system: System, tidings: Tidings, tmp_path: Path
     ) -> None:
         (tmp_path / "people.csv").write_bytes(people(1000))
-        process = await launch(system, tmp_path, "users", "import", "people.csv", "--concurrency", "4")
-        while len(system.directory.events) < 100:
-            await asyncio.sleep(0.005)
+        system.directory.delay = 0.001
+        process = await launch(system, tmp_path, "users", "import", "people.csv")
+        await until(lambda: len(system.directory.events) >= 100)
         process.kill()
         await process.wait()
         assert len(system.directory.events) < 1000
+        system.directory.delay = 0.0
         ran = await tidings("users", "import", "people.csv")
         assert (ran.code, ran.out) == (0, "1000 lines: 1000 created, 0 failed\n")
         assert len(system.directory.events) == 1000
@@ -114,7 +114,7 @@ class TestCommand:
     async def test_the_service_is_away_for_too_long(self, system: System, tidings: Tidings, tmp_path: Path) -> None:
         (tmp_path / "people.csv").write_bytes(people(100))
         system.directory.unavailable_after = 10
-        ran = await tidings("users", "import", "people.csv", "--retry-for", "0", "--concurrency", "1")
+        ran = await tidings("users", "import", "people.csv", "--retry-for", "0")
         assert ran.code == 6
         assert "stopped: 10 lines: 10 created, 0 failed" in ran.err
         assert "out of service; run the same command again to go on" in ran.err
@@ -123,8 +123,7 @@ class TestCommand:
         (tmp_path / "people.csv").write_bytes(people(100))
         system.directory.unavailable_after = 10
         process = await launch(system, tmp_path, "users", "import", "people.csv")
-        while system.directory.calls < 20:
-            await asyncio.sleep(0.01)
+        await until(lambda: system.directory.imports >= 2)
         process.send_signal(signal.SIGINT)
         _, err = await process.communicate()
         assert process.returncode == 130
@@ -136,7 +135,7 @@ class TestRun:
         system.directory.unavailable_after = 50
 
         async def comes_back() -> None:
-            await asyncio.sleep(0.5)
+            await until(lambda: system.directory.imports >= 3)
             system.directory.unavailable_after = None
 
         back = asyncio.create_task(comes_back())
@@ -146,35 +145,30 @@ class TestRun:
         assert found == []
         assert len(system.directory.events) == 200
 
-    async def test_of_lines_that_want_the_same_the_first_wins(self, system: System) -> None:
-        slow = {"ada@example.com": 0.2, "bob.example.com": 0.2, "Kim@example.com": 0.2}
-        system.directory.delays = slow
-        data = (
-            b"username,email\n"
-            b"ada,ada@example.com\nada,other@example.com\n"  # lines 2 and 3
-            b"bob,bob.example.com\nbob,bob@example.com\n"  # line 4 is bad: 5 gets the name
-            b"kim,Kim@example.com\nkim2,kim@EXAMPLE.com\n"  # lines 6 and 7
-        )
+    async def test_failures_are_told_by_their_lines(self, system: System) -> None:
+        good = people(1200).removeprefix(HEADER)
+        data = HEADER + b"broken\n" + good + b"u7,other@example.com,\n" + b"ada,nowhere,\nbroken\n"
         for _ in range(2):
             running, found = await run(system, data)
-            assert {(one.line, one.reason) for one in found} == {
-                (3, "USERNAME_TAKEN"),
-                (4, "INVALID_FIELD"),
-                (7, "EMAIL_TAKEN"),
-            }
-            assert str(running.tally) == "6 lines: 3 created, 3 failed"
-        assert system.directory.most_running == 3
+            assert sorted((one.line, one.field, one.reason) for one in found) == [
+                (2, "", "WRONG_COLUMN_COUNT"),
+                (1203, "user.username", "USERNAME_TAKEN"),
+                (1204, "user.email", "INVALID_FIELD"),
+                (1205, "", "WRONG_COLUMN_COUNT"),
+            ]
+            assert str(running.tally) == "1204 lines: 1200 created, 4 failed"
 
-    async def test_nothing_that_waits_is_sent_once_the_service_is_given_up(self, system: System) -> None:
-        system.directory.unavailable_after = 0
-        with pytest.raises(StoppedError):
-            await run(system, b"username,email\nada,ada@example.com\nada,other@example.com\n", retry_for=0.0)
-        assert set(system.directory.asked) == {"ada@example.com"}
-
-    async def test_calls_overlap(self, system: System) -> None:
-        system.directory.delay = 0.01
-        await run(system, people(100), concurrency=16)
-        assert system.directory.most_running == 16
+    async def test_what_is_decided_is_told_when_the_service_is_given_up(self, system: System) -> None:
+        system.directory.unavailable_after = 3
+        found: list[Problem] = []
+        async with connect(system.address) as channel:
+            running = Import(Users(channel), "digest", retry_for=0.0, report=found.append)
+            with pytest.raises(StoppedError):
+                await running.run(
+                    read_csv(Lines(io.BytesIO(HEADER + b"ada,nowhere,\n" + people(9).removeprefix(HEADER))))
+                )
+        assert str(running.tally) == "4 lines: 3 created, 1 failed"
+        assert [one.line for one in found] == [2]
 
     def test_request_ids_name_the_file_and_the_line(self) -> None:
         ids = {request_id(digest, line) for digest in ("a", "b") for line in (1, 2)}

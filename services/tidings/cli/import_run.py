@@ -1,27 +1,23 @@
-"""Creates the users of a file: many calls at once, each repeated until the server has answered.
+"""Creates the users of a file by one import, which goes on until the server has decided every line.
 
 The request_id of a line comes from the file's bytes and the line's number: whoever repeats a line, in this process or
 the next, gets the first answer, so that a run after a kill completes and fails no line that was created before. Of
-lines that want the same username or email the first wins: the later ones wait for its answer.
+lines that want the same username or email the first wins: the server decides them in the order of the file.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tidings.cli.import_rows import Problem, Record, Row
-from tidings.cli.import_turns import Turns
+from tidings.cli.import_rows import Problem, Record
 from tidings.client import ApiError, Users
+from tidings.users.v1 import users_pb2
 
 # Names request_ids of imports. Another value would make every file look like a new one.
 _NAMESPACE = uuid.UUID("6f0c1a52-9f0e-5c53-8f5b-3f2f6f6d2b11")
-
-_FIRST_BACKOFF = 0.1
-_LONGEST_BACKOFF = 2.0
 
 
 @dataclass(slots=True)
@@ -46,72 +42,54 @@ def request_id(digest: str, line: int) -> str:
 
 
 class Import:
-    """Sends records. `report` is told each problem as it is known, which may be a little out of order."""
+    """Sends records. `report` is told each problem as it is known: of lines that cannot be read before the server has
+    decided those ahead of them.
+    """
 
     def __init__(self, users: Users, digest: str, *, retry_for: float, report: Callable[[Problem], None]) -> None:
         self._users = users
         self._digest = digest
         self._retry_for = retry_for
         self._report = report
-        self._stopped: ApiError | None = None
-        self._turns = Turns()
+        # The lines of the users that are not decided yet.
+        self._lines: deque[int] = deque()
         self.tally = Tally()
 
-    async def run(self, records: Iterator[Record], concurrency: int) -> None:
-        """Reads and sends everything, at most `concurrency` calls at once. Raises StoppedError."""
+    async def run(self, records: Iterator[Record]) -> None:
+        """Reads and sends everything. Raises StoppedError."""
+        decided = 0
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(concurrency):
-                    group.create_task(self._work(records))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # reading failed, once for all
-        if self._stopped is not None:
-            raise StoppedError(self._stopped.message)
+            async for progress in self._users.import_users(self._rows(records), retry_for=self._retry_for):
+                for failure in progress.failed:
+                    self._fail(problem_of(self._lines[failure.index - decided], failure.error))
+                for _ in range(progress.processed - decided):
+                    self._lines.popleft()
+                self.tally.lines += progress.processed - decided - len(progress.failed)
+                self.tally.created = progress.created
+                decided = progress.processed
+        except ApiError as error:
+            if error.is_temporary:
+                raise StoppedError(error.message) from error
+            raise
 
-    async def _work(self, records: Iterator[Record]) -> None:
+    def _rows(self, records: Iterator[Record]) -> Iterator[tuple[users_pb2.User, str]]:
         for record in records:
-            problem = await self._in_turn(record) if isinstance(record, Row) else record
-            if self._stopped is not None:
-                return
-            self.tally.lines += 1
-            if problem is None:
-                self.tally.created += 1
+            if isinstance(record, Problem):
+                self._fail(record)
             else:
-                self.tally.failed += 1
-                self._report(problem)
+                self._lines.append(record.line)
+                yield record.user, request_id(self._digest, record.line)
 
-    async def _in_turn(self, row: Row) -> Problem | None:
-        async with self._turns.taken(row.user):
-            return await self._create(row)
-
-    async def _create(self, row: Row) -> Problem | None:
-        loop = asyncio.get_running_loop()
-        identity = request_id(self._digest, row.line)
-        give_up_at: float | None = None
-        backoff = _FIRST_BACKOFF
-        while self._stopped is None:
-            try:
-                await self._users.create(row.user, request_id=identity)
-            except ApiError as error:
-                if not error.is_temporary:
-                    return problem_of(row.line, error)
-                give_up_at = give_up_at or loop.time() + self._retry_for
-                if loop.time() >= give_up_at:
-                    self._stopped = error
-                    return None
-                wait = (error.retry_after or 0.0) + random.uniform(0, backoff)  # noqa: S311 - no secret
-                await asyncio.sleep(min(wait, give_up_at - loop.time()))
-                backoff = min(2 * backoff, _LONGEST_BACKOFF)
-            else:
-                return None
-        return None
+    def _fail(self, problem: Problem) -> None:
+        self.tally.lines += 1
+        self.tally.failed += 1
+        self._report(problem)
 
 
 def problem_of(line: int, error: ApiError) -> Problem:
-    """A refused call as the problem of its line."""
-    if error.violations:
-        first, *others = error.violations
-        parts = [first.description, *(f"{other.field}: {other.description}" for other in others)]
-        return Problem(line, first.field, error.reason, "; ".join(parts))
-    field = error.metadata.get("field", "")
-    return Problem(line, field, error.reason, error.message.removeprefix(f"{field}: "))
+    """A refused user as the problem of its line."""
+    if not error.violations:
+        return Problem(line, "", error.reason, error.message)
+    first, *others = error.violations
+    parts = [first.description, *(f"{other.field}: {other.description}" for other in others)]
+    return Problem(line, first.field, error.reason, "; ".join(parts))

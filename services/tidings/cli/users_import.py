@@ -54,7 +54,6 @@ def import_users(
     file_format: Annotated[
         Format | None, typer.Option("--format", help="What FILE holds, if its name does not tell.")
     ] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1000, help="Calls at once.")] = 64,
     retry_for: Annotated[
         float,
         typer.Option("--retry-for", min=0, metavar="SECONDS", help="How long to wait for a service that is away."),
@@ -75,7 +74,7 @@ def import_users(
         raise typer.BadParameter("say what the file holds", param_hint="--format")
     with reported(), _opened(file) as (opened, digest, size):
         lines = Lines(opened)
-        run(_import(_READERS[chosen](lines), lines, size, digest, concurrency, retry_for, address, as_json))
+        run(_import(_READERS[chosen](lines), lines, size, digest, retry_for, address, as_json))
 
 
 @contextmanager
@@ -113,7 +112,6 @@ async def _import(
     lines: Lines,
     size: int,
     digest: str,
-    concurrency: int,
     retry_for: float,
     address: str,
     as_json: bool,
@@ -123,7 +121,7 @@ async def _import(
         running = Import(users, digest, retry_for=retry_for, report=report)
         try:
             with _progress(running.tally, lines, size) as advance:
-                await running.run(_advancing(records, advance), concurrency)
+                await running.run(_advancing(records, advance))
         except StoppedError as error:
             output.note(f"stopped: {running.tally}")
             message = f"the user service at {address} is not available: {error}; run the same command again to go on"

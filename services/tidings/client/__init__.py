@@ -33,6 +33,7 @@ from tidings.client.errors import (
     Violation,
 )
 from tidings.client.feed import Batch, UserFeed
+from tidings.client.imports import ImportFailure, ImportProgress
 from tidings.client.notifications import NotificationBatch, NotificationFeed, Notifications
 from tidings.client.replica import Replica, leaves
 from tidings.client.shards import shard_of
@@ -51,6 +52,8 @@ __all__ = [
     "ForeignTokenError",
     "FutureTokenError",
     "GapError",
+    "ImportFailure",
+    "ImportProgress",
     "LostPlaceError",
     "MemoryCursor",
     "NotificationBatch",

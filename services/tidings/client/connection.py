@@ -7,13 +7,13 @@ it cancels the call, once. A read is never wrapped in a timeout: cancelling read
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import grpc.aio
 
-from tidings.client.errors import api_error, feed_refusal
+from tidings.client.errors import ApiError, TidingsError, api_error, feed_refusal
 
 Message = TypeVar("Message")
 
@@ -24,13 +24,24 @@ class End:
 
     reason: str
     wait: float | None = None
+    # What the call ended with, if it was not OK.
+    error: ApiError | None = None
 
 
 class Connection(Generic[Message]):
-    """Reads a call. `close` must be called."""
+    """Reads a call. `close` must be called. `silence` is in seconds; `refusal` makes of an error what is raised, or
+    None if reconnecting may help.
+    """
 
-    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, Message], silence: float) -> None:
+    def __init__(
+        self,
+        call: grpc.aio.UnaryStreamCall[Any, Message] | grpc.aio.StreamStreamCall[Any, Message],
+        silence: float,
+        *,
+        refusal: Callable[[ApiError], TidingsError | None] = feed_refusal,
+    ) -> None:
         self._call = call
+        self._refusal = refusal
         self._messages = cast("AsyncGenerator[Message, None]", aiter(call))
         self._silence = silence
         self._loop = asyncio.get_running_loop()
@@ -39,7 +50,7 @@ class Connection(Generic[Message]):
         self._watchdog = self._loop.call_later(silence, self._look)
 
     async def read(self) -> Message | End:
-        """The next message, or why there is none. Raises FeedError if reconnecting would not help."""
+        """The next message, or why there is none. Raises the refusal if reconnecting would not help."""
         task = asyncio.current_task()
         cancellations = task.cancelling() if task else 0
         self._reading_since = self._loop.time()
@@ -49,10 +60,10 @@ class Connection(Generic[Message]):
             return End("the server ended the stream")
         except grpc.aio.AioRpcError as error:
             known = api_error(error)
-            refusal = feed_refusal(known)
+            refusal = self._refusal(known)
             if refusal is not None:
                 raise refusal from error
-            return End(f"{known.reason}: {known.message}", known.retry_after)
+            return End(f"{known.reason}: {known.message}", known.retry_after, known)
         except asyncio.CancelledError:
             # The watchdog's cancellation of the call comes up like one of the task; only the latter is counted.
             if not self._silent or (task and task.cancelling() > cancellations):

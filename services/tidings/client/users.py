@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 
 import grpc.aio
 from google.protobuf import field_mask_pb2
 
+from tidings.client.imports import Import, Imported, ImportProgress
 from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer, new_request_id
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 
 class Users:
-    """Calls UserService. `timeout` bounds each call, in seconds. Every method raises ApiError.
+    """Calls UserService. `timeout` bounds each unary call, in seconds. Every method raises ApiError.
 
     Each mutation carries a request_id, a new one unless the caller gives one. Give one to be able to repeat the call
     after its outcome got lost, in another process too: within 24 hours a repetition returns the first answer.
@@ -43,6 +44,18 @@ class Users:
         ]
         request = users_pb2.BatchCreateUsersRequest(requests=requests)
         return tuple((await answer(self._stub.BatchCreateUsers(request, timeout=self._timeout))).users)
+
+    def import_users(
+        self, source: AsyncIterable[Imported] | Iterable[Imported], *, retry_for: float = 60.0
+    ) -> AsyncGenerator[ImportProgress, None]:
+        """Creates users in bulk, each on its own, from pairs of a user and a request_id (None: a new one).
+
+        Yields progress as users are decided, in the order of the source; of users that want the same name the first
+        wins. The source is read as fast as the server decides and the progress is taken. A server that goes away is
+        tried again, and undecided users are sent again with their request_ids, for `retry_for` seconds without
+        progress; then the ApiError is raised.
+        """
+        return Import(source, self._stub.ImportUsers, retry_for=retry_for).run()
 
     async def get(self, user_id: str) -> users_pb2.User:
         """A user, a soft-deleted one too."""

@@ -15,7 +15,6 @@ from devstack.supervisor import ChildProcess, Part, PartFailedError, Running, ou
 from servicekit.settings import variable
 
 _ASK_TIMEOUT = 2.0
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 USERS = "user-service"
 NOTIFICATIONS = "notification-service"
@@ -48,11 +47,6 @@ def ports(settings: DevstackSettings) -> tuple[Port, ...]:
 def listen_address(host: str, port: int) -> str:
     """`host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def reach(host: str) -> str:
-    """The address at which a listener on `host` is reached from this machine."""
-    return _WILDCARDS.get(host, host)
 
 
 async def ask_health(address: str) -> str | None:
@@ -133,7 +127,7 @@ def mail_part(settings: DevstackSettings, console: Console) -> Part:
     """The mail catcher."""
 
     async def ready() -> str | None:
-        return await ask_smtp(reach(settings.host), settings.smtp_port)
+        return await ask_smtp(settings.host, settings.smtp_port)
 
     return _process(settings, console, MAIL, ("devstack", "mail-catcher"), {}, ready)
 
@@ -147,19 +141,18 @@ def _urls(server: postgres.Postgres) -> dict[str, str]:
 
 def service_parts(settings: DevstackSettings, console: Console, server: postgres.Postgres) -> tuple[Part, ...]:
     """The two services. What is not set here passes through from the environment."""
-    host = reach(settings.host)
-    users_at = listen_address(host, settings.users_port)
-    notifications_at = listen_address(host, settings.notifications_port)
+    users_at = listen_address(settings.host, settings.users_port)
+    notifications_at = listen_address(settings.host, settings.notifications_port)
     urls = _urls(server)
     users = {
         "TIDINGS_USERS_DATABASE_URL": urls["TIDINGS_USERS_DATABASE_URL"],
-        "TIDINGS_USERS_LISTEN": listen_address(settings.host, settings.users_port),
+        "TIDINGS_USERS_LISTEN": users_at,
     }
     notifications = {
         "TIDINGS_NOTIFICATIONS_DATABASE_URL": urls["TIDINGS_NOTIFICATIONS_DATABASE_URL"],
-        "TIDINGS_NOTIFICATIONS_LISTEN": listen_address(settings.host, settings.notifications_port),
+        "TIDINGS_NOTIFICATIONS_LISTEN": notifications_at,
         "TIDINGS_NOTIFICATIONS_USERS_ADDRESS": users_at,
-        "TIDINGS_NOTIFICATIONS_SMTP_HOST": host,
+        "TIDINGS_NOTIFICATIONS_SMTP_HOST": settings.host,
         "TIDINGS_NOTIFICATIONS_SMTP_PORT": str(settings.smtp_port),
     }
     return (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from servicekit.addresses import is_loopback
 from servicekit.settings import Settings
 
 
@@ -16,12 +17,20 @@ class DevstackSettings(Settings):
     model_config = SettingsConfigDict(env_prefix="TIDINGS_DEVSTACK_")
 
     data_dir: Path = Field(Path(".tidings"), description="where everything is kept: postgres/, mail/")
-    host: str = Field("127.0.0.1", min_length=1, description="IP address that every part listens on")
+    host: str = Field("127.0.0.1", min_length=1, description="loopback IP address that every part listens on")
     users_port: int = Field(50051, ge=1, le=65535, description="gRPC port of the user service")
     notifications_port: int = Field(50052, ge=1, le=65535, description="gRPC port of the notification service")
     smtp_port: int = Field(2525, ge=1, le=65535, description="SMTP port of the mail catcher")
     stop_time: float = Field(20.0, gt=0, le=600, description="what a part gets to stop before it is killed, seconds")
     late_after: float = Field(10.0, gt=0, description="a part that is not ready after this is said to be late, seconds")
+
+    @field_validator("host")
+    @classmethod
+    def _is_loopback(cls, value: str) -> str:
+        # The local system has no tokens, no TLS, and a mail catcher that anyone could fill.
+        if not is_loopback(f"[{value}]"):
+            raise ValueError("must be a loopback address, such as 127.0.0.1 or ::1")
+        return value
 
     @property
     def mail_dir(self) -> Path:

@@ -79,11 +79,10 @@ def locked(data_dir: Path) -> Iterator[None]:
 
 def _exports(settings: DevstackSettings) -> list[str]:
     """What the command line must be told, where this run differs from its defaults."""
-    host = parts.reach(settings.host)
     table = {
-        "TIDINGS_CLIENT_USERS_ADDRESS": (parts.listen_address(host, settings.users_port), "127.0.0.1:50051"),
+        "TIDINGS_CLIENT_USERS_ADDRESS": (parts.listen_address(settings.host, settings.users_port), "127.0.0.1:50051"),
         "TIDINGS_CLIENT_NOTIFICATIONS_ADDRESS": (
-            parts.listen_address(host, settings.notifications_port),
+            parts.listen_address(settings.host, settings.notifications_port),
             "127.0.0.1:50052",
         ),
         "TIDINGS_CLIENT_MAIL_DIR": (str(settings.mail_dir), ".tidings/mail"),
@@ -92,10 +91,9 @@ def _exports(settings: DevstackSettings) -> list[str]:
 
 
 def _welcome(settings: DevstackSettings, server: postgres.Postgres, seconds: float) -> list[str]:
-    host = parts.reach(settings.host)
-    users_at = parts.listen_address(host, settings.users_port)
-    notifications_at = parts.listen_address(host, settings.notifications_port)
-    smtp_at = parts.listen_address(host, settings.smtp_port)
+    users_at = parts.listen_address(settings.host, settings.users_port)
+    notifications_at = parts.listen_address(settings.host, settings.notifications_port)
+    smtp_at = parts.listen_address(settings.host, settings.smtp_port)
     return [
         f"Tidings is ready, {seconds:.1f} s after its start.",
         f"  user service          {users_at}  (gRPC tidings.users.v1.UserService)",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import uvloop
 
 from notification_service import bootstrap
-from notification_service.configfile import InvalidConfigError
 from notification_service.settings import NotificationServiceSettings
-from servicekit import logs, settings
+from servicekit import configfile, logs, settings
 from servicekit.settings import LogSettings
 
 
@@ -25,13 +22,8 @@ def main() -> int:
     parser.parse_args()
     logs.configure(settings.load_or_exit(LogSettings), bootstrap.NAME)
     loaded = settings.load_or_exit(NotificationServiceSettings)
-    try:
-        composer = bootstrap.composer(loaded)
-    except InvalidConfigError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
-    return uvloop.run(bootstrap.serve(loaded, composer))
+    with configfile.or_exit():
+        return uvloop.run(bootstrap.serve(loaded, bootstrap.composer(loaded)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import psycopg
 from notification_service import errors, reads, tokens, watch
 from notification_service.domain import State
 from notification_service.watch import Streams
-from servicekit import rpc
+from servicekit import callers, rpc
 from servicekit.database import Connection, Pool
 from servicekit.errors import Violation, invalid
 from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
@@ -72,7 +72,7 @@ class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
     async def WatchNotifications(
         self, request: notifications_pb2.WatchNotificationsRequest, context: _Context
     ) -> AsyncIterator[notifications_pb2.WatchNotificationsResponse]:
-        async for message in self._streams.stream(_watch_request(request)):
+        async for message in self._streams.stream(_watch_request(request), callers.name_of(context)):
             yield message
 
     @asynccontextmanager

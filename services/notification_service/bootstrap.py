@@ -24,14 +24,17 @@ from notification_service.tail import Tail
 from notification_service.templates import Templates
 from notification_service.watch import Streams
 from servicekit import database, rpc, schema, telemetry
+from servicekit.configfile import InvalidConfigError
 from servicekit.database import Pool
+from servicekit.entrance import Entrance, open_entrance
+from servicekit.settings import variable
 from servicekit.tasks import Background
 from tidings.client import Batch, CursorStore, UserFeed, connect
 from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 NAME = "tidings-notifications"
-_SERVICE = notifications_pb2.DESCRIPTOR.services_by_name["NotificationService"].full_name
+_SERVICE = notifications_pb2.DESCRIPTOR.services_by_name["NotificationService"]
 
 # One lease per lane, the recorder, and one to spare.
 _DISPATCH_CONNECTIONS = 4
@@ -51,18 +54,37 @@ def composer(settings: NotificationServiceSettings) -> Composer:
 
 
 async def serve(settings: NotificationServiceSettings, composer: Composer) -> int:
-    """Runs the service until it is told to stop. Returns the exit code."""
+    """Runs the service until it is told to stop. Returns the exit code. Raises InvalidConfigError."""
+    entrance = open_entrance(settings, rpc.methods(_SERVICE))
+    users = _users(settings)
     url = settings.database_url.get_secret_value()
     await schema.wait(url, NAME, SCHEMA_REVISION)
     queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, statement_timeout="10s")
     dispatch = database.pool(url, f"{NAME}-dispatch", size=_DISPATCH_CONNECTIONS, statement_timeout="10s")
     with telemetry.tracing(NAME):
-        async with queries, dispatch, connect(settings.users_address) as users:
-            return await _serve(settings, composer, url, queries, dispatch, users)
+        async with queries, dispatch, users:
+            return await _serve(settings, entrance, composer, url, queries, dispatch, users)
+
+
+def _users(settings: NotificationServiceSettings) -> grpc.aio.Channel:
+    """The way to the user service."""
+    try:
+        return connect(
+            settings.users_address,
+            token_file=settings.users_token_file,
+            tls=settings.users_tls,
+            ca=settings.users_ca_file,
+            certificate=settings.users_certificate_file,
+            key=settings.users_key_file,
+            token_in_clear=settings.encrypted_elsewhere,
+        )
+    except (ValueError, OSError) as error:
+        raise InvalidConfigError(f"{variable(type(settings), 'users_*')}: {error}") from None
 
 
 async def _serve(
     settings: NotificationServiceSettings,
+    entrance: Entrance,
     composer: Composer,
     url: str,
     queries: Pool,
@@ -75,6 +97,7 @@ async def _serve(
         queries,
         tail,
         max_streams=settings.max_streams,
+        max_streams_per_caller=settings.max_streams_per_caller,
         max_stream_age=settings.max_stream_age,
         reconnect_spread=settings.reconnect_spread,
     )
@@ -109,10 +132,11 @@ async def _serve(
     subscriber = Subscriber(
         url, Inbox(composer, stored), open_feed=open_feed, log_id=log_id, patience=settings.standby_patience
     )
-    health = rpc.Health(_SERVICE)
-    server = rpc.server(health, _SERVICE)
+    health = rpc.Health(_SERVICE.full_name)
+    server = rpc.server(entrance, health, _SERVICE)
     rpc.add(
         server,
+        entrance.source,
         notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
         NotificationService(queries, streams),
     )
@@ -138,9 +162,7 @@ async def _serve(
         (tail.run(), "tail"),
     ):
         background.start(loop, name)
-    return await rpc.serve(
-        server, settings.listen, health, background, is_ready=is_ready, drain=drain, grace=settings.grace
-    )
+    return await rpc.serve(server, entrance, health, background, is_ready=is_ready, drain=drain, grace=settings.grace)
 
 
 def _lanes(settings: NotificationServiceSettings, composer: Composer) -> dict[str, Lane]:

@@ -16,12 +16,12 @@ from typing import Any
 
 from notification_service import domain
 from notification_service.channels.email import Mail, message_id
-from notification_service.configfile import InvalidConfigError
 from notification_service.domain import EMAIL, IN_APP, WEBHOOK, Delivery, Notification
 from notification_service.endpoints import Endpoint
 from notification_service.rules import Rule
 from notification_service.templates import Plain, RenderError, Templates
 from servicekit import logs
+from servicekit.configfile import InvalidConfigError
 from tidings.users.v1 import users_pb2
 
 log = logs.get(__name__)

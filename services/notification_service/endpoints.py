@@ -23,8 +23,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from standardwebhooks import Webhook
 from yarl import URL
 
-from notification_service import configfile
 from notification_service.rules import EVENT_TYPES
+from servicekit import configfile
 
 
 class Endpoint(configfile.Entry):

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from notification_service import configfile
+from servicekit import configfile
 from tidings.users.v1 import users_pb2
 
 DEFAULT_FILE = Path(__file__).with_name("default_rules.toml")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from email.utils import parseaddr
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import DirectoryPath, Field, FilePath, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from servicekit.settings import Settings
+from servicekit.settings import OptionalDirectory, OptionalFile, ServerSettings
 
 
-class NotificationServiceSettings(Settings):
+class NotificationServiceSettings(ServerSettings):
     """Read once at start; times in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="TIDINGS_NOTIFICATIONS_")
@@ -19,12 +19,17 @@ class NotificationServiceSettings(Settings):
     database_url: SecretStr = Field(description="libpq URL of the notifications database")
     listen: str = Field("127.0.0.1:50052", description="address to serve gRPC on; port 0 takes a free one")
     users_address: str = Field("127.0.0.1:50051", description="gRPC target of the user service")
-
-    rules_file: FilePath | None = Field(None, description="TOML file of rules; the built-in ones unless set")
-    templates_dir: DirectoryPath | None = Field(
-        None, description="folder of templates that come before the built-in ones"
+    users_token_file: OptionalFile = Field(None, description="file that holds the token for the user service")
+    users_tls: bool = Field(False, description="TLS to the user service; the system's authorities unless a file is set")
+    users_ca_file: OptionalFile = Field(None, description="PEM file of the authorities of its certificate; means TLS")
+    users_certificate_file: OptionalFile = Field(
+        None, description="PEM file of the certificate chain to show it; means TLS"
     )
-    webhooks_file: FilePath | None = Field(None, description="TOML file of webhook endpoints; none unless set")
+    users_key_file: OptionalFile = Field(None, description="PEM file of that certificate's key")
+
+    rules_file: OptionalFile = Field(None, description="TOML file of rules; the built-in ones unless set")
+    templates_dir: OptionalDirectory = Field(None, description="folder of templates that come before the built-in ones")
+    webhooks_file: OptionalFile = Field(None, description="TOML file of webhook endpoints; none unless set")
 
     smtp_host: str = Field("127.0.0.1", description="mail server")
     smtp_port: int = Field(1025, ge=1, le=65535, description="its port")
@@ -55,6 +60,9 @@ class NotificationServiceSettings(Settings):
     )
     query_connections: int = Field(8, ge=1, le=64, description="connections for reads at most")
     max_streams: int = Field(2000, ge=1, description="open streams at most; more are refused for the time being")
+    max_streams_per_caller: int = Field(
+        200, ge=1, description="open streams of one caller at most, where callers are known"
+    )
     max_stream_age: float = Field(
         1800.0, ge=1, description="a stream is asked to reconnect after this, jittered, seconds"
     )
@@ -66,11 +74,6 @@ class NotificationServiceSettings(Settings):
         3.0, ge=0, le=300, description="drained clients reconnect spread over this, seconds"
     )
     grace: float = Field(5.0, ge=0, le=300, description="what running calls get at a shutdown, seconds")
-
-    @field_validator("rules_file", "templates_dir", "webhooks_file", mode="before")
-    @classmethod
-    def _empty_is_unset(cls, value: Any) -> Any:
-        return None if value == "" else value
 
     @field_validator("mail_from")
     @classmethod

@@ -91,7 +91,8 @@ class Subscriber:
                 log.error("the user feed cannot be followed", error=f"{type(error).__name__}: {error}")
                 pause = _REFUSED_PAUSE
             except grpc.aio.AioRpcError as error:
-                log.warning("user service not reachable", error=error.details(), retry_seconds=pause)
+                known = f"{error.code().name}: {error.details()}"
+                log.warning("user service not reachable", error=known, retry_seconds=pause)
             finally:
                 self._connection = None
             if self._draining:

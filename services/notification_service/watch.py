@@ -41,21 +41,32 @@ class Streams:
     """All streams of this process: what they share, and their common end."""
 
     def __init__(
-        self, pool: Pool, tail: Tail, *, max_streams: int, max_stream_age: float, reconnect_spread: float
+        self,
+        pool: Pool,
+        tail: Tail,
+        *,
+        max_streams: int,
+        max_streams_per_caller: int,
+        max_stream_age: float,
+        reconnect_spread: float,
     ) -> None:
         self._pool = pool
         self._tail = tail
         self._life = Life(
-            limit=max_streams, max_age=max_stream_age, reconnect_spread=reconnect_spread, wake=tail.wake_all
+            limit=max_streams,
+            limit_per_caller=max_streams_per_caller,
+            max_age=max_stream_age,
+            reconnect_spread=reconnect_spread,
+            wake=tail.wake_all,
         )
 
     async def drain(self, timeout: float) -> None:
         """Ends every stream; returns when they have ended, or after `timeout` seconds."""
         await self._life.drain(timeout)
 
-    async def stream(self, request: Request) -> AsyncIterator[_Response]:
+    async def stream(self, request: Request, caller: str) -> AsyncIterator[_Response]:
         """The messages of one stream. Ends by itself only with a drain."""
-        with self._life.one() as old, self._tail.watching():
+        with self._life.one(caller) as old, self._tail.watching():
             try:
                 position, head = await self._start(request)
                 async for message in self._messages(request, position, head, old):

@@ -53,6 +53,18 @@ class InvalidArgumentError(ServiceError):
     code = "INVALID_ARGUMENT"
 
 
+class UnauthenticatedError(ServiceError):
+    """Who calls is not known."""
+
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(ServiceError):
+    """Who calls is known and may not do this."""
+
+    code = "PERMISSION_DENIED"
+
+
 class NotFoundError(ServiceError):
     """What the request names does not exist."""
 

@@ -1,4 +1,6 @@
-"""gRPC servers: one place for errors, options, health, reflection and the order of a clean shutdown.
+"""gRPC servers: one place for callers, errors, options, health, reflection and the order of a clean shutdown.
+
+Every method but those of health is guarded: who calls is known, and may call it, before the servicer sees the call.
 
 At SIGTERM: health turns NOT_SERVING, the service drains its streams, the server stops within its grace, background
 loops are joined. If a background loop dies the same happens, with exit code 1.
@@ -10,24 +12,32 @@ import asyncio
 import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.descriptor import ServiceDescriptor
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha.reflection import aio as reflection
 from grpc_status import rpc_status
 
 from servicekit import logs
+from servicekit.addresses import is_loopback
+from servicekit.callers import Call, Source, admit, anyone
+from servicekit.entrance import Entrance
 from servicekit.errors import DOMAIN, InvalidArgumentError, ServiceError
 from servicekit.tasks import Background
 
 log = logs.get(__name__)
 
 _SETTLE = 0.25
+
+_HEALTH: Any = health_pb2.DESCRIPTOR.services_by_name["Health"]
+_REFLECTION: Any = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 
@@ -75,10 +85,12 @@ async def _abort_internal(context: grpc.aio.ServicerContext[Any, Any], method: s
     await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log says more")
 
 
-def _guard_unary(method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def _guard_unary(source: Source, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            return await behaviour(request, context)
+            call = Call(context)
+            admit(source, method, call)
+            return await behaviour(request, call)
         except ServiceError as error:
             await _abort(context, error)
         except (grpc.aio.AbortError, grpc.aio.BaseError):
@@ -89,11 +101,13 @@ def _guard_unary(method: str, behaviour: Callable[..., Awaitable[Any]]) -> Calla
     return guarded
 
 
-def _guard_stream(method: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+def _guard_stream(source: Source, method: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
     # grpc.aio dispatches by isasyncgenfunction, so the guard is an async generator function itself.
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
-            async for message in behaviour(request, context):
+            call = Call(context)
+            admit(source, method, call)
+            async for message in behaviour(request, call):
                 yield message
         except ServiceError as error:
             await _abort(context, error)
@@ -106,13 +120,14 @@ def _guard_stream(method: str, behaviour: Callable[..., AsyncIterator[Any]]) -> 
 
 
 class _GuardedServer:
-    """Stands for the server while a generated `add_..._to_server` registers: wraps each method in the error guard.
+    """Stands for the server while a generated `add_..._to_server` registers: wraps each method in the guard.
 
     The guard sits on the handler and not in an interceptor, for an interceptor costs each call another coroutine.
     """
 
-    def __init__(self, server: grpc.aio.Server, raw_responses: Sequence[str]) -> None:
+    def __init__(self, server: grpc.aio.Server, source: Source, raw_responses: Sequence[str]) -> None:
         self._server = server
+        self._source = source
         self._raw = frozenset(raw_responses)
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
@@ -121,22 +136,23 @@ class _GuardedServer:
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for name, handler in handlers.items():
+            method = f"{service}/{name}"
             serializer = None if name in self._raw else handler.response_serializer
             if handler.unary_unary is not None:
                 wrapped[name] = grpc.unary_unary_rpc_method_handler(
-                    cast("Any", _guard_unary(name, handler.unary_unary)), handler.request_deserializer, serializer
+                    _guard_unary(self._source, method, handler.unary_unary), handler.request_deserializer, serializer
                 )
             elif handler.unary_stream is not None:
                 wrapped[name] = grpc.unary_stream_rpc_method_handler(
-                    cast("Any", _guard_stream(name, handler.unary_stream)), handler.request_deserializer, serializer
+                    _guard_stream(self._source, method, handler.unary_stream), handler.request_deserializer, serializer
                 )
             elif handler.stream_stream is not None:
                 # Requests are an iterator here; the guard only hands them on.
                 wrapped[name] = grpc.stream_stream_rpc_method_handler(
-                    cast("Any", _guard_stream(name, handler.stream_stream)), handler.request_deserializer, serializer
+                    _guard_stream(self._source, method, handler.stream_stream), handler.request_deserializer, serializer
                 )
             else:
-                raise NotImplementedError(f"{service}/{name}: no guard for a stream with one answer")
+                raise NotImplementedError(f"{method}: no guard for a stream with one answer")
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
 
 
@@ -145,10 +161,15 @@ class _AddServicer(Protocol):
 
 
 def add(
-    server: grpc.aio.Server, add_servicer: _AddServicer, servicer: Any, *, raw_responses: Sequence[str] = ()
+    server: grpc.aio.Server,
+    source: Source,
+    add_servicer: _AddServicer,
+    servicer: Any,
+    *,
+    raw_responses: Sequence[str] = (),
 ) -> None:
-    """Registers a servicer with the error guard. Methods in `raw_responses` yield bytes that are sent as they are."""
-    add_servicer(servicer, _GuardedServer(server, raw_responses))
+    """Registers a servicer behind the guard. Methods in `raw_responses` yield bytes that are sent as they are."""
+    add_servicer(servicer, _GuardedServer(server, source, raw_responses))
 
 
 class Health:
@@ -200,14 +221,37 @@ class Health:
             await asyncio.sleep(interval if ready else 0.2)
 
 
-def server(health: Health, *services: str) -> grpc.aio.Server:
+def methods(*services: ServiceDescriptor) -> frozenset[str]:
+    """The methods of a server that are guarded, as `package.Service/Method`: those of its services and reflection."""
+    return frozenset(
+        f"{service.full_name}/{method.name}" for service in (*services, _REFLECTION) for method in service.methods
+    )
+
+
+def server(entrance: Entrance, health: Health, *services: ServiceDescriptor) -> grpc.aio.Server:
     """A server with health and reflection; not started."""
+    made = _health_server(health)
+    names = [service.full_name for service in (*services, _HEALTH, _REFLECTION)]
+    # What reflection tells is for callers, too.
+    reflecting = reflection.ReflectionServicer(names)
+    add(made, entrance.source, reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflecting)
+    return made
+
+
+def _health_server(health: Health) -> grpc.aio.Server:
     made = grpc.aio.server(options=OPTIONS)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, made)
-    reflection.enable_server_reflection(
-        [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME], made
-    )
     return made
+
+
+def _bound(made: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str | None:
+    """Binds an address; returns it with its port, or None if it cannot be had."""
+    try:
+        port = made.add_secure_port(address, credentials) if credentials else made.add_insecure_port(address)
+    except RuntimeError:
+        log.error("address is taken or not allowed", address=address)
+        return None
+    return address if address.startswith("unix") else f"{address.rpartition(':')[0]}:{port}"
 
 
 def _calm_collector() -> None:
@@ -223,7 +267,7 @@ def _calm_collector() -> None:
 
 async def serve(
     made: grpc.aio.Server,
-    address: str,
+    entrance: Entrance,
     health: Health,
     background: Background,
     *,
@@ -238,16 +282,22 @@ async def serve(
     gives up by itself; `finish` then answers what calls wait for and refuses new work; what still runs gets `grace`
     seconds.
     """
-    try:
-        port = made.add_insecure_port(address)
-    except RuntimeError:
-        log.error("address is taken or not allowed", address=address)
+    servers = {"address": (made, entrance.address, entrance.credentials)}
+    if entrance.health_address:
+        servers["health_address"] = (_health_server(health), entrance.health_address, None)
+    bound = {name: _bound(*where) for name, where in servers.items()}
+    if None in bound.values():
         return 1
     _calm_collector()
-    await made.start()
+    for one, *_ in servers.values():
+        await one.start()
     await health.start()
     background.start(health.follow(is_ready), "readiness")
-    log.info("serving", address=f"{address.rpartition(':')[0]}:{port}")
+    for mounted in entrance.followed:
+        background.start(mounted.follow(), mounted.name)
+    log.info("serving", **bound, tls=entrance.credentials is not None, tokens=entrance.source is not anyone)
+    if entrance.credentials is None and not is_loopback(entrance.address):
+        log.warning("without TLS beyond this machine: something else must encrypt", address=entrance.address)
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -270,7 +320,8 @@ async def serve(
     # Calls that were received but not begun yet would be cancelled by `stop`, a status that no client retries: let them
     # be begun and refused.
     await asyncio.sleep(_SETTLE)
-    await made.stop(grace)
+    for one, *_ in servers.values():
+        await one.stop(grace)
     await background.stop()
     log.info("stopped")
     return 1 if background.failure else 0

@@ -8,10 +8,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, DirectoryPath, Field, FilePath, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from servicekit.addresses import is_loopback
+
+_EMPTY_IS_UNSET = BeforeValidator(lambda value: None if value == "" else value)
+OptionalFile = Annotated[FilePath | None, _EMPTY_IS_UNSET]
+OptionalDirectory = Annotated[DirectoryPath | None, _EMPTY_IS_UNSET]
 
 
 class Settings(BaseSettings):
@@ -29,6 +35,56 @@ class LogSettings(Settings):
     format: str = Field(
         "auto", pattern="^(auto|json|console)$", description="json, console, or auto: console on a terminal"
     )
+
+
+class ServerSettings(Settings):
+    """Where a gRPC server listens, who may call it, and how it is known: what both services have in common.
+
+    Without a file of callers everybody may do everything, so only this machine may be able to call. And nothing goes
+    over a network in the clear, unless it is said that something else encrypts it.
+    """
+
+    listen: str = Field(description="address to serve gRPC on; port 0 takes a free one")
+    callers_file: OptionalFile = Field(
+        None, description="TOML file of callers and their tokens' hashes; required unless only this machine can call"
+    )
+    tls_certificate_file: OptionalFile = Field(None, description="PEM file of the server's certificate chain")
+    tls_key_file: OptionalFile = Field(None, description="PEM file of its key")
+    tls_client_ca_file: OptionalFile = Field(
+        None, description="PEM file of authorities; every client must then show a certificate of one of them"
+    )
+    encrypted_elsewhere: bool = Field(
+        False, description="something else encrypts what goes over a network (a mesh, a tunnel): do without TLS"
+    )
+    health_listen: str = Field(
+        "", description="another address that serves health alone, without TLS, for probes; none if empty"
+    )
+
+    @model_validator(mode="after")
+    def _lets_nobody_in_by_accident(self) -> Self:
+        listen, callers, certificate, key, client_ca, elsewhere = (
+            variable(type(self), name)
+            for name in (
+                "listen", "callers_file", "tls_certificate_file", "tls_key_file", "tls_client_ca_file",
+                "encrypted_elsewhere",
+            )
+        )  # fmt: skip
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError(f"{certificate}, {key}: set both or none")
+        if self.tls_client_ca_file is not None and self.tls_certificate_file is None:
+            raise ValueError(f"{client_ca}: needs {certificate} and {key}")
+        if is_loopback(self.listen):
+            return self
+        if self.callers_file is None:
+            raise ValueError(
+                f"{listen}: other machines reach {self.listen}: set {callers}, or listen on 127.0.0.1 or a unix socket"
+            )
+        if self.tls_certificate_file is None and not self.encrypted_elsewhere:
+            raise ValueError(
+                f"{listen}: tokens would go to {self.listen} in the clear: set {certificate} and {key}, or "
+                f"{elsewhere}=true if something else encrypts"
+            )
+        return self
 
 
 class InvalidSettingsError(Exception):
@@ -52,14 +108,17 @@ def load(settings: type[AnySettings], **overrides: Any) -> AnySettings:
     try:
         loaded = settings(**overrides)
     except ValidationError as error:
-        problems += [
-            f"{variable(settings, str(detail['loc'][0]) if detail['loc'] else '')}: {detail['msg']}"
-            for detail in error.errors()
-        ]
+        problems += [_problem(settings, detail["loc"], detail["msg"]) for detail in error.errors()]
         raise InvalidSettingsError("\n".join(problems)) from None
     if problems:
         raise InvalidSettingsError("\n".join(problems))
     return loaded
+
+
+def _problem(settings: type[Settings], loc: tuple[int | str, ...], message: str) -> str:
+    if not loc:  # what settings say together names them itself
+        return message.removeprefix("Value error, ")
+    return f"{variable(settings, str(loc[0]))}: {message}"
 
 
 def load_or_exit(settings: type[AnySettings]) -> AnySettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,40 +21,54 @@ class Life:
 
     `max_age` bounds a stream's age, jittered, so that subscribers spread over replicas again by and by.
     `reconnect_spread` is what drained clients spread their reconnects over. `wake` wakes the streams that wait, so that
-    they notice a drain. `limit` is how many streams may be open at once.
+    they notice a drain. `limit` is how many streams may be open at once, `limit_per_caller` how many of one caller that
+    has a name.
     """
 
-    def __init__(self, *, limit: int, max_age: float, reconnect_spread: float, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        limit: int,
+        limit_per_caller: int,
+        max_age: float,
+        reconnect_spread: float,
+        wake: Callable[[], None],
+    ) -> None:
         self._limit = limit
+        self._limit_per_caller = limit_per_caller
         self._max_age = max_age
         self._spread = reconnect_spread
         self._wake = wake
         self._running = 0
+        self._running_of: Counter[str] = Counter()
         self._none_running = asyncio.Event()
         self._none_running.set()
         self.draining = False
 
     @contextmanager
-    def one(self) -> Iterator[float]:
+    def one(self, caller: str) -> Iterator[float]:
         """Counts a stream for as long as it is open; yields when it is old, in the loop's time. Refused during a
         drain, and when there are as many as may be.
         """
         if self.draining:
             raise UnavailableError("the server is shutting down", reason="SHUTTING_DOWN", retry_after=0.1)
         if self._running >= self._limit:
-            raise ResourceExhaustedError(
-                f"{self._running} streams are open, as many as this replica serves",
-                reason="TOO_MANY_STREAMS",
-                metadata={"limit": str(self._limit)},
-                retry_after=random.uniform(*_RETRY_AFTER),  # noqa: S311 - no secret
-            )
+            raise _too_many(f"{self._running} streams are open, as many as this replica serves", limit=self._limit)
+        if caller and self._running_of[caller] >= self._limit_per_caller:
+            limit = self._limit_per_caller
+            message = f"caller {caller} has {limit} streams open, as many as this replica serves to one caller"
+            raise _too_many(message, limit=limit, caller=caller)
         self._running += 1
+        self._running_of[caller] += 1
         self._none_running.clear()
         jitter = random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311 - no secret
         try:
             yield asyncio.get_running_loop().time() + self._max_age * jitter
         finally:
             self._running -= 1
+            self._running_of[caller] -= 1
+            if not self._running_of[caller]:
+                del self._running_of[caller]
             if not self._running:
                 self._none_running.set()
 
@@ -77,3 +92,12 @@ class Life:
                 await self._none_running.wait()
         except TimeoutError:
             return
+
+
+def _too_many(message: str, **metadata: object) -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        message,
+        reason="TOO_MANY_STREAMS",
+        metadata={name: str(value) for name, value in metadata.items()},
+        retry_after=random.uniform(*_RETRY_AFTER),  # noqa: S311 - no secret
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import grpc.aio
 import psycopg
 
-from servicekit import rpc, telemetry
+from servicekit import callers, rpc, telemetry
 from servicekit.database import Connection, Pool
 from servicekit.errors import NotFoundError, Violation, invalid
 from tidings.users.v1 import users_pb2, users_pb2_grpc
@@ -35,9 +35,6 @@ RAW_RESPONSES = (
     "BatchCreateUsers",
     "WatchUsers",
 )
-
-# Until callers are authenticated they share one name; metadata that anyone can set is no identity.
-_ANONYMOUS = ""
 
 _NIL = uuid.UUID(int=0)
 
@@ -105,7 +102,8 @@ class UserService(users_pb2_grpc.UserServiceServicer):
         self, request_iterator: AsyncIterator[users_pb2.ImportUsersRequest], context: _Context
     ) -> AsyncIterator[users_pb2.ImportUsersResponse]:
         trace_parent, trace_state = telemetry.incoming(context)
-        unit = Unit((), _ANONYMOUS, "ImportUsers", _ANONYMOUS, trace_parent, trace_state, independent=True)
+        caller = callers.name_of(context)
+        unit = Unit((), caller, "ImportUsers", caller, trace_parent, trace_state, independent=True)
         async for answer in self._imports.stream(request_iterator, unit):
             yield answer
 
@@ -121,13 +119,14 @@ class UserService(users_pb2_grpc.UserServiceServicer):
     async def _submit(
         self, items: tuple[Item, ...], method: str, context: _Context, *, validate_only: bool = False
     ) -> list[bytes]:
+        caller = callers.name_of(context)
         trace_parent, trace_state = telemetry.incoming(context)
         return await self._writer.submit(
             Unit(
                 items,
-                caller=_ANONYMOUS,
+                caller=caller,
                 method=method,
-                actor=_ANONYMOUS,
+                actor=caller,
                 trace_parent=trace_parent,
                 trace_state=trace_state,
                 validate_only=validate_only,
@@ -198,7 +197,7 @@ class UserService(users_pb2_grpc.UserServiceServicer):
     # The feed
 
     async def WatchUsers(self, request: users_pb2.WatchUsersRequest, context: _Context) -> AsyncIterator[bytes]:  # type: ignore[override]
-        async for message in self._streams.stream(watch_request.check(request)):
+        async for message in self._streams.stream(watch_request.check(request), callers.name_of(context)):
             yield message
 
 

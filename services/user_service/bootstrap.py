@@ -6,6 +6,7 @@ import asyncio
 
 from servicekit import database, logs, rpc, schema, telemetry
 from servicekit.database import Pool
+from servicekit.entrance import Entrance, open_entrance
 from servicekit.tasks import Background
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 from user_service import janitor, reads
@@ -22,21 +23,22 @@ from user_service.writer import Writer
 log = logs.get(__name__)
 
 NAME = "tidings-users"
-_SERVICE = users_pb2.DESCRIPTOR.services_by_name["UserService"].full_name
+_SERVICE = users_pb2.DESCRIPTOR.services_by_name["UserService"]
 
 
 async def serve(settings: UserServiceSettings) -> int:
-    """Runs the service until it is told to stop. Returns the exit code."""
+    """Runs the service until it is told to stop. Returns the exit code. Raises InvalidConfigError."""
+    entrance = open_entrance(settings, rpc.methods(_SERVICE))
     url = settings.database_url.get_secret_value()
     await schema.wait(url, NAME, SCHEMA_REVISION)
     queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, statement_timeout="10s")
     history = database.pool(url, f"{NAME}-history", size=settings.catch_up_readers, statement_timeout="30s")
     with telemetry.tracing(NAME):
         async with queries, history:
-            return await _serve(settings, url, queries, history)
+            return await _serve(settings, entrance, url, queries, history)
 
 
-async def _serve(settings: UserServiceSettings, url: str, queries: Pool, history: Pool) -> int:
+async def _serve(settings: UserServiceSettings, entrance: Entrance, url: str, queries: Pool, history: Pool) -> int:
     background = Background()
     async with queries.connection() as connection:
         state = await reads.feed_state(connection)
@@ -52,6 +54,7 @@ async def _serve(settings: UserServiceSettings, url: str, queries: Pool, history
         messages,
         state,
         max_streams=settings.max_streams,
+        max_streams_per_caller=settings.max_streams_per_caller,
         max_stream_age=settings.max_stream_age,
         reconnect_spread=settings.reconnect_spread,
     )
@@ -62,14 +65,16 @@ async def _serve(settings: UserServiceSettings, url: str, queries: Pool, history
         batch_limit=settings.batch_limit,
         linger=settings.linger,
         queue_limit=settings.queue_limit,
+        queue_limit_per_caller=settings.queue_limit_per_caller,
         deleted_kept=settings.deleted_kept,
         unknown_outcome_wait=settings.unknown_outcome_wait,
     )
     imports = Imports(writer, max_imports=settings.max_imports)
-    health = rpc.Health(_SERVICE)
-    server = rpc.server(health, _SERVICE)
+    health = rpc.Health(_SERVICE.full_name)
+    server = rpc.server(entrance, health, _SERVICE)
     rpc.add(
         server,
+        entrance.source,
         users_pb2_grpc.add_UserServiceServicer_to_server,
         UserService(writer, queries, streams, imports),
         raw_responses=RAW_RESPONSES,
@@ -93,7 +98,7 @@ async def _serve(settings: UserServiceSettings, url: str, queries: Pool, history
         background.start(loop, name)
     return await rpc.serve(
         server,
-        settings.listen,
+        entrance,
         health,
         background,
         is_ready=is_ready,

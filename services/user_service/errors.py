@@ -84,6 +84,16 @@ def queue_full() -> ResourceExhaustedError:
     return ResourceExhaustedError("too many changes are waiting", reason="WRITE_QUEUE_FULL", retry_after=1.0)
 
 
+def caller_queue_full(caller: str, limit: int) -> ResourceExhaustedError:
+    """More changes of this caller wait for their commit than this replica allows to one."""
+    return ResourceExhaustedError(
+        f"too many changes of caller {caller} are waiting",
+        reason="WRITE_QUEUE_FULL",
+        metadata={"limit": str(limit), "caller": caller},
+        retry_after=1.0,
+    )
+
+
 def position_expired(position: int, earliest: int) -> OutOfRangeError:
     """The stream would begin before what is retained."""
     return OutOfRangeError(

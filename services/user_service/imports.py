@@ -36,11 +36,17 @@ _LARGEST_ANSWER = 256 << 10  # bytes of failures after which an answer is sent
 
 
 class Imports:
-    """All imports of this process: how many there may be, and their common end."""
+    """All imports of this process: how many there may be, half of them of one caller at most, and their common end."""
 
     def __init__(self, writer: Writer, *, max_imports: int) -> None:
         self._writer = writer
-        self._life = Life(limit=max_imports, max_age=math.inf, reconnect_spread=0, wake=self._wake)
+        self._life = Life(
+            limit=max_imports,
+            limit_per_caller=max(1, max_imports // 2),
+            max_age=math.inf,
+            reconnect_spread=0,
+            wake=self._wake,
+        )
         self._running: set[_Import] = set()
 
     async def drain(self, timeout: float) -> None:
@@ -53,7 +59,7 @@ class Imports:
 
     async def stream(self, requests: AsyncIterator[_Request], unit: Unit) -> AsyncIterator[_Response]:
         """The answers of one import. `unit` says whose it is; its items are the steps'."""
-        with self._life.one():
+        with self._life.one(unit.caller):
             one = _Import(self._writer, self._life, unit)
             self._running.add(one)
             reader = asyncio.create_task(one.read(requests))

@@ -7,7 +7,7 @@ never in one batch and leave in the order in which they came.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,6 +41,8 @@ class Lane:
         self.limit = limit
         # Items of the units that wait.
         self.items = 0
+        # The same by caller, where callers are known.
+        self.items_of: Counter[str] = Counter()
         self._queue: deque[Waiting] = deque()
 
     def __len__(self) -> int:
@@ -53,8 +55,15 @@ class Lane:
         """Queues a unit."""
         added = waiting(unit)
         self._queue.append(added)
-        self.items += len(unit.items)
+        self._count(unit, len(unit.items))
         return added.outcomes
+
+    def _count(self, unit: Unit, more: int) -> None:
+        self.items += more
+        if unit.caller:
+            self.items_of[unit.caller] += more
+            if not self.items_of[unit.caller]:
+                del self.items_of[unit.caller]
 
     def take(self) -> list[Waiting]:
         """The next batch; empty if nobody waits."""
@@ -69,12 +78,12 @@ class Lane:
                 break
             self._queue.popleft()
             if first.outcomes.done():  # the caller is gone
-                self.items -= size
+                self._count(first.unit, -size)
                 continue
             if seen.isdisjoint(first.keys):
                 batch.append(first)
                 items += size
-                self.items -= size
+                self._count(first.unit, -size)
             else:
                 later.append(first)
             # Also of a unit that waits: none may overtake it.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from servicekit.settings import Settings
+from servicekit.settings import ServerSettings
 
 
-class UserServiceSettings(Settings):
+class UserServiceSettings(ServerSettings):
     """Read once at start; times in seconds, sizes in bytes."""
 
     model_config = SettingsConfigDict(env_prefix="TIDINGS_USERS_")
@@ -22,6 +22,9 @@ class UserServiceSettings(Settings):
     )
     queue_limit: int = Field(10_000, ge=100, description="changes waiting for a group commit at most; more are refused")
     max_imports: int = Field(16, ge=1, description="open imports at most; more are refused for the time being")
+    queue_limit_per_caller: int = Field(
+        5_000, ge=1, description="changes of one caller waiting at most, where callers are known"
+    )
     unknown_outcome_wait: float = Field(
         15.0, gt=0, description="how long the outcome of a commit is asked for after a lost connection, seconds"
     )
@@ -32,6 +35,9 @@ class UserServiceSettings(Settings):
     query_connections: int = Field(8, ge=1, le=64, description="connections for reads of users at most")
     poll_interval: float = Field(1.0, gt=0, le=60, description="longest time between reads of the feed's head, seconds")
     max_streams: int = Field(2000, ge=1, description="open streams at most; more are refused for the time being")
+    max_streams_per_caller: int = Field(
+        200, ge=1, description="open streams of one caller at most, where callers are known"
+    )
     max_stream_age: float = Field(
         1800.0, ge=1, description="a stream is asked to reconnect after this, jittered, seconds"
     )

@@ -59,6 +59,7 @@ class Streams:
         state: FeedState,
         *,
         max_streams: int,
+        max_streams_per_caller: int,
         max_stream_age: float,
         reconnect_spread: float,
     ) -> None:
@@ -67,16 +68,20 @@ class Streams:
         self._messages = messages
         self._log_id = state.log_id
         self._life = Life(
-            limit=max_streams, max_age=max_stream_age, reconnect_spread=reconnect_spread, wake=window.wake_all
+            limit=max_streams,
+            limit_per_caller=max_streams_per_caller,
+            max_age=max_stream_age,
+            reconnect_spread=reconnect_spread,
+            wake=window.wake_all,
         )
 
     async def drain(self, timeout: float) -> None:
         """Ends every stream with a bookmark and a drain; returns when they have ended, or after `timeout` seconds."""
         await self._life.drain(timeout)
 
-    async def stream(self, request: WatchRequest) -> AsyncIterator[bytes]:
+    async def stream(self, request: WatchRequest, caller: str) -> AsyncIterator[bytes]:
         """The messages of one stream, encoded. Ends by itself only with a drain."""
-        with self._life.one() as old:
+        with self._life.one(caller) as old:
             start = await self._start(request)
             token = start.token
             track = Track(request.bookmark_interval, token.position, tokens.encode(token), token.position)

@@ -83,6 +83,7 @@ class Writer:
         batch_limit: int,
         linger: float,
         queue_limit: int,
+        queue_limit_per_caller: int,
         deleted_kept: float,
         unknown_outcome_wait: float,
     ) -> None:
@@ -91,6 +92,7 @@ class Writer:
         self._in_doubt = in_doubt
         self._linger = linger
         self._queue_limit = queue_limit
+        self._queue_limit_per_caller = queue_limit_per_caller
         self._deleted_kept = timedelta(seconds=deleted_kept)
         self._unknown_outcome_wait = unknown_outcome_wait
         self._calls = Lane(batch_limit)
@@ -108,9 +110,12 @@ class Writer:
         """Returns the serialized answer for each item once the unit is committed. Raises the ServiceError it is
         refused with.
         """
-        if self._calls.items + len(unit.items) > self._queue_limit:
+        calls, more = self._calls, len(unit.items)
+        if calls.items + more > self._queue_limit:
             raise errors.queue_full()
-        return cast("list[bytes]", await self._added(self._calls, unit))
+        if unit.caller and calls.items_of[unit.caller] + more > self._queue_limit_per_caller:
+            raise errors.caller_queue_full(unit.caller, self._queue_limit_per_caller)
+        return cast("list[bytes]", await self._added(calls, unit))
 
     def submit_import(self, unit: Unit) -> asyncio.Future[list[Outcome]]:
         """Queues an independent unit of at most IMPORT_LIMIT items; the future has each item's outcome, or the

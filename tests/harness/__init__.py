@@ -7,11 +7,14 @@ from tests.harness.mail import MailCatcher
 from tests.harness.postgres import Database, Databases, PostgresServer, migrate
 from tests.harness.process import ServiceProcess, free_port, until
 from tests.harness.proxy import Action, Fault, PostgresProxy, is_commit, sql_contains
+from tests.harness.secrets import Authority, Callers
 from tests.harness.services import Services
 from tests.harness.wire import Message
 
 __all__ = [
     "Action",
+    "Authority",
+    "Callers",
     "Database",
     "Databases",
     "Fault",

@@ -61,6 +61,8 @@ class ServiceProcess:
         self._reader: asyncio.Task[None] | None = None
         self.module = module
         self.address = ""
+        # Where health is asked: the only address that does without TLS, if the service has one.
+        self.health_address = ""
         self.lines: list[str] = []
         self.records: list[dict[str, Any]] = []
 
@@ -112,6 +114,7 @@ class ServiceProcess:
         """Waits for the log line that says where this process serves; returns the address."""
         record = await self.wait_log("serving", timeout, pid=self.pid)
         self.address = str(record["address"])
+        self.health_address = str(record.get("health_address", self.address))
         return self.address
 
     async def wait_ready(self, timeout: float = 30.0) -> None:
@@ -120,7 +123,7 @@ class ServiceProcess:
         await self.wait_serving(timeout)
         reason: str | None = ""
         while time.monotonic() < deadline:
-            reason = await ask_health(self.address)
+            reason = await ask_health(self.health_address)
             if reason is None:
                 return
             self._fail_if_dead()
@@ -129,7 +132,7 @@ class ServiceProcess:
 
     async def is_ready(self) -> bool:
         """What its health service says now."""
-        return await ask_health(self.address) is None
+        return await ask_health(self.health_address) is None
 
     async def wait_log(
         self, event: str, timeout: float = 15.0, *, pid: int | None = None, **fields: Any

@@ -8,9 +8,9 @@ import pytest
 
 from notification_service import endpoints, rules
 from notification_service.compose import Composer
-from notification_service.configfile import InvalidConfigError
 from notification_service.rules import Rule
 from notification_service.templates import RenderError, Templates
+from servicekit.configfile import InvalidConfigError
 from tests.notifications.conftest import SENDER, Events, write
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -11,6 +11,7 @@ Exit codes:
     5    conflict: already exists, stale version
     6    a service is not available, or did not answer in time
     7    import: finished, but some lines were bad
+    8    not allowed: no token, or one that is not known or may not do this
     130  interrupted with Ctrl-C
 """
 

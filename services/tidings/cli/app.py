@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tidings.cli import deliveries, doctor, mail, notifications, users, users_import, users_watch
+from tidings.cli import access, deliveries, doctor, mail, new_token, notifications, users, users_import, users_watch
 from tidings.cli.exits import EXIT_CODES_HELP
 from tidings.cli.options import examples
 
@@ -22,7 +22,7 @@ app = typer.Typer(
         "tidings users import people.csv",
         "tidings users watch --from earliest --json",
         "tidings mail show latest",
-        "tidings doctor",
+        "tidings --token-file admin.token --ca ca.pem doctor",
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -43,8 +43,14 @@ def _root(
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    token_file: access.TokenFileOption = None,
+    tls: access.TlsOption = False,
+    ca: access.CaOption = None,
+    certificate: access.CertificateOption = None,
+    key: access.KeyOption = None,
+    token_in_clear: access.TokenInClearOption = False,
 ) -> None:
-    pass
+    access.use(access.Access(token_file, tls, ca, certificate, key, token_in_clear))
 
 
 for _group in (users, users_import, users_watch):
@@ -53,6 +59,7 @@ app.add_typer(users.app, name="users")
 app.add_typer(notifications.app, name="notifications")
 app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(mail.app, name="mail")
+app.add_typer(new_token.app, name="token")
 doctor.register(app)
 
 

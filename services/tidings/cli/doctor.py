@@ -15,6 +15,7 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tidings.cli import output
+from tidings.cli.access import open_channel
 from tidings.cli.exits import ExitCode, run
 from tidings.cli.options import (
     NOTIFICATIONS_ADDRESS,
@@ -24,7 +25,7 @@ from tidings.cli.options import (
     UsersAddress,
     examples,
 )
-from tidings.client import ApiError, Notifications, Users, connect
+from tidings.client import ApiError, Notifications, Users
 from tidings.notifications.v1 import notifications_pb2
 from tidings.users.v1 import users_pb2
 
@@ -37,6 +38,12 @@ _SECOND_LOOK = 1.0
 _LONGEST_DUE = 60.0
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+_ADVICE = {
+    grpc.StatusCode.UNAUTHENTICATED: "give a token that the service knows: --token-file or TIDINGS_CLIENT_TOKEN_FILE",
+    grpc.StatusCode.PERMISSION_DENIED: "let the service's file of callers allow it, or give another token",
+}
 
 
 class State(StrEnum):
@@ -82,7 +89,7 @@ def doctor(
 
 async def _doctor(users_address: str, notifications_address: str, as_json: bool) -> None:
     ill = False
-    async with connect(users_address) as users, connect(notifications_address) as notifications:
+    async with open_channel(users_address) as users, open_channel(notifications_address) as notifications:
         async for finding in _findings(users, users_address, notifications, notifications_address):
             ill = ill or finding.state is State.ILL
             if as_json:
@@ -113,7 +120,8 @@ async def _guarded(check: str, look: Coroutine[Any, Any, Finding]) -> Finding:
     try:
         return await look
     except ApiError as error:
-        return Finding(check, State.ILL, f"cannot be asked: {error.message}", "look into the service's log")
+        advice = _ADVICE.get(error.code, "look into the service's log")
+        return Finding(check, State.ILL, f"cannot be asked: {error.message}", advice)
 
 
 async def _readiness(service: str, channel: grpc.aio.Channel, address: str) -> Finding:

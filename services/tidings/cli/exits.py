@@ -28,6 +28,7 @@ class ExitCode(IntEnum):
     CONFLICT = 5
     UNAVAILABLE = 6
     BAD_LINES = 7
+    DENIED = 8
     INTERRUPTED = 130
 
 
@@ -41,6 +42,7 @@ Exit codes:
   5    conflict: already exists, stale version
   6    a service is not available, or did not answer in time
   7    import: finished, but some lines were bad
+  8    not allowed: no token, or one that is not known or may not do this
   130  interrupted with Ctrl-C
 """
 
@@ -49,6 +51,8 @@ _BY_STATUS = {
     grpc.StatusCode.OUT_OF_RANGE: ExitCode.INVALID,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ExitCode.INVALID,
     grpc.StatusCode.UNIMPLEMENTED: ExitCode.INVALID,
+    grpc.StatusCode.UNAUTHENTICATED: ExitCode.DENIED,
+    grpc.StatusCode.PERMISSION_DENIED: ExitCode.DENIED,
     grpc.StatusCode.NOT_FOUND: ExitCode.NOT_FOUND,
     grpc.StatusCode.ALREADY_EXISTS: ExitCode.CONFLICT,
     grpc.StatusCode.ABORTED: ExitCode.CONFLICT,
@@ -85,7 +89,8 @@ def _explained(error: CommandError | TidingsError | OSError) -> tuple[str, ExitC
         case ApiError():
             return text_of(error), exit_code_of(error)
         case FeedRefusedError():
-            return text_of(error.error), ExitCode.INVALID
+            denied = _BY_STATUS.get(error.error.code) is ExitCode.DENIED
+            return text_of(error.error), ExitCode.DENIED if denied else ExitCode.INVALID
         case _:
             return str(error), ExitCode.UNEXPECTED
 

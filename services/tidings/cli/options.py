@@ -10,8 +10,9 @@ import grpc
 import grpc.aio
 import typer
 
+from tidings.cli.access import open_channel
 from tidings.cli.exits import CommandError, ExitCode
-from tidings.client import ApiError, Notifications, Users, connect
+from tidings.client import ApiError, Notifications, Users
 
 USERS_ADDRESS = "127.0.0.1:50051"
 NOTIFICATIONS_ADDRESS = "127.0.0.1:50052"
@@ -46,7 +47,7 @@ def examples(*lines: str) -> str:
 @asynccontextmanager
 async def channel_to(service: str, address: str) -> AsyncIterator[grpc.aio.Channel]:
     """A channel; that the service cannot be reached is said with its name and address."""
-    async with connect(address) as channel:
+    async with open_channel(address) as channel:
         try:
             yield channel
         except ApiError as error:

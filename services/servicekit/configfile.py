@@ -1,8 +1,11 @@
-"""TOML files of the operator: read once at start, refused with lines that name the file, the entry and the problem."""
+"""TOML files of the operator: refused with lines that name the file, the entry and the problem."""
 
 from __future__ import annotations
 
+import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,11 +30,20 @@ AnyEntry = TypeVar("AnyEntry", bound=Entry)
 def read(path: Path, key: str, kind: type[AnyEntry]) -> tuple[AnyEntry, ...]:
     """The entries of `[[key]]` of a file, each with a name of its own."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise InvalidConfigError(f"{path}: {error}") from None
-    unknown = sorted(set(content) - {key})
-    tables = content.get(key, [])
+    return parse(path, content, key, kind)
+
+
+def parse(path: Path, content: bytes, key: str, kind: type[AnyEntry], *, distinct: bool = True) -> tuple[AnyEntry, ...]:
+    """The entries of `[[key]]` in what a file holds; unless `distinct` is off each with a name of its own."""
+    try:
+        document = tomllib.loads(content.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidConfigError(f"{path}: {error}") from None
+    unknown = sorted(set(document) - {key})
+    tables = document.get(key, [])
     if unknown or not isinstance(tables, list):
         raise InvalidConfigError(
             f"{path}: has [[{key}]] tables and nothing else, but found: {', '.join(unknown) or key}"
@@ -45,12 +57,23 @@ def read(path: Path, key: str, kind: type[AnyEntry]) -> tuple[AnyEntry, ...]:
         except ValidationError as error:
             problems += [f"{path}: {label}: {_where(detail['loc'])}{detail['msg']}" for detail in error.errors()]
             continue
-        if any(entry.name == other.name for other in entries):
+        if distinct and any(entry.name == other.name for other in entries):
             problems.append(f"{path}: {label}: another one has this name")
         entries.append(entry)
     if problems:
         raise InvalidConfigError("\n".join(problems))
     return tuple(entries)
+
+
+@contextmanager
+def or_exit() -> Iterator[None]:
+    """Ends the process with code 2 and the reasons on standard error if a file cannot be used."""
+    try:
+        yield
+    except InvalidConfigError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _label(key: str, number: int, table: Any) -> str:

@@ -92,7 +92,7 @@ class Subscriber:
                 pause = _REFUSED_PAUSE
             except grpc.aio.AioRpcError as error:
                 known = f"{error.code().name}: {error.details()}"
-                log.warning("user service not reachable", error=known, retry_seconds=pause)
+                log.warning("the user service cannot be asked", error=known, retry_seconds=pause)
             finally:
                 self._connection = None
             if self._draining:

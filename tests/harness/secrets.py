@@ -59,7 +59,11 @@ class Authority:
     def issue(self, name: str, *identities: str) -> tuple[Path, Path]:
         """A certificate and its key, `NAME.pem` and `NAME.key`; made anew if they exist."""
         issued = self._authority.issue_cert(*(identities or ("localhost", "127.0.0.1")))
-        certificate, key = self._directory / f"{name}.pem", self._directory / f"{name}.key"
+        certificate, key = self._directory / f"{name}.pem", self.key_of(name)
         certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         issued.private_key_pem.write_to_path(str(key))
         return certificate, key
+
+    def key_of(self, name: str) -> Path:
+        """Where the key of a certificate is."""
+        return self._directory / f"{name}.key"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -64,17 +63,19 @@ class Access:
     token_in_clear: bool = False
 
 
-_access: ContextVar[Access] = ContextVar("access")
+# Of the process: it runs one command.
+_access = Access()
 
 
 def use(given: Access) -> None:
-    """Remembers the options of this run."""
-    _access.set(given)
+    """Remembers the options for the command that follows."""
+    global _access
+    _access = given
 
 
 def open_channel(address: str) -> grpc.aio.Channel:
     """A channel as the options have it."""
-    access = _access.get(Access())
+    access = _access
     try:
         return connect(
             address,

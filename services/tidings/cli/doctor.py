@@ -132,7 +132,9 @@ async def _readiness(service: str, channel: grpc.aio.Channel, address: str) -> F
     except grpc.aio.AioRpcError as error:
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             message = f"cannot be reached at {address}: {error.details()}"
-            return Finding(service, State.ILL, message, "start it (`make run`), or give its address (--help says how)")
+            return Finding(
+                service, State.ILL, message, "start it (`make run`), or give its address; --ca if it has TLS"
+            )
         message = f"what answers at {address} is another service: {error.details()}"
         return Finding(service, State.ILL, message, "give the right address")
     if answer.status != _SERVING:

@@ -1,16 +1,15 @@
 """What a change does to a user: pure decisions over what is known.
 
 A `Unit` is what is asked for at once: one change, the changes of a BatchCreateUsers, of which all happen or none, or
-some users of an import, each of which is refused on its own. `decide` takes a unit and the state read under the feed's
-lock and says what happens. Two units that share a key (`Unit.keys`) are never decided on the same read, so that a
-decision need not know of the other units of its batch; it does know of the items before it in its unit, and of a
-refused one nothing is left behind.
+some users of an import, each of which is refused on its own. `decide` and `decide_each` take a unit and the state read
+under the feed's lock and say what happens. Two units that share a key (`Unit.keys`) are never decided on the same read,
+so that a decision need not know of the other units of its batch. It knows of the items before it in its own unit; one
+that was refused leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -202,10 +201,13 @@ class Decision(NamedTuple):
     user: users_pb2.User | None = None
 
 
-def decide(unit: Unit, known: Known, moment: Moment) -> Sequence[Decision | ServiceError]:
-    """Decides every item of a unit. A refusal is raised; that of an independent item takes its decision's place."""
-    if not unit.independent:
-        return [_decide_item(unit, item, known, moment) for item in unit.items]
+def decide(unit: Unit, known: Known, moment: Moment) -> list[Decision]:
+    """Decides every item of a unit, or raises a ServiceError if one is refused."""
+    return [_decide_item(unit, item, known, moment) for item in unit.items]
+
+
+def decide_each(unit: Unit, known: Known, moment: Moment) -> list[Decision | ServiceError]:
+    """Decides every item of an independent unit: a refusal stands in its decision's place."""
     return [_decide_alone(unit, item, known, moment) for item in unit.items]
 
 

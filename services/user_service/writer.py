@@ -302,7 +302,8 @@ class Writer:
         for waiting in batch:
             unit = waiting.unit
             try:
-                decided = domain.decide(unit, known, moment)
+                decide = domain.decide_each if unit.independent else domain.decide
+                decided = decide(unit, known, moment)
             except ServiceError as error:
                 if not waiting.outcomes.done():
                     waiting.outcomes.set_exception(error)

@@ -82,6 +82,7 @@ class Import:
         self._users: deque[_Item] = deque()
         self._bytes = 0
         self._sent = 0
+        self._write_failed = False
         self._is_read = False
         self._processed = self._created = 0
         self._changed = asyncio.Event()
@@ -131,8 +132,9 @@ class Import:
         """What one connection brings. After one that broke it waits for the time of the next."""
         processed, created = self._processed, self._created
         self._sent = 0
+        self._write_failed = False
         call = self._call()
-        connection = Connection(call, _SILENCE, refusal=_lasting)
+        connection = Connection(call, _SILENCE, refusal=self._refusal)
         sending = asyncio.create_task(self._send(call))
         sending.add_done_callback(lambda _: self._changed.set())
         try:
@@ -154,17 +156,27 @@ class Import:
             await self._patience.wait(answer)
 
     async def _send(self, call: _Call) -> None:
-        # A call that has ended takes nothing more; whoever reads it learns why.
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            while True:
-                await self._until(self._is_due)
-                users = self._next_message()
-                if not users:
-                    await call.done_writing()
-                    return
-                self._sent += len(users)
-                self._changed.set()
+        while True:
+            await self._until(self._is_due)
+            users = self._next_message()
+            if not users:
+                await call.done_writing()
+                return
+            self._sent += len(users)
+            self._changed.set()
+            try:
                 await call.write(users_pb2.ImportUsersRequest(users=users))
+            except asyncio.InvalidStateError:
+                return  # the call has ended; whoever reads it learns why
+            except grpc.aio.AioRpcError:
+                self._write_failed = True
+                return
+
+    def _refusal(self, error: ApiError) -> ApiError | None:
+        # If a call ends during a write, grpc.aio may say INTERNAL in place of what it ended with.
+        if error.is_temporary or (self._write_failed and error.code is grpc.StatusCode.INTERNAL):
+            return None
+        return error
 
     def _is_due(self) -> bool:
         unsent = len(self._users) - self._sent
@@ -224,10 +236,6 @@ async def _each(source: AsyncIterable[Imported] | Iterable[Imported]) -> AsyncGe
     else:
         for one in source:
             yield one
-
-
-def _lasting(error: ApiError) -> ApiError | None:
-    return None if error.is_temporary else error
 
 
 def _failure(base: int, failure: users_pb2.ImportUsersResponse.Failure) -> ImportFailure:

@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_status import rpc_status
 
+from tests.harness import ServiceProcess
 from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
@@ -292,7 +293,7 @@ def addresses(address: str, directory: Path) -> dict[str, str]:
     }
 
 
-async def launch(system: System, directory: Path, *arguments: str) -> asyncio.subprocess.Process:
+async def launch(system: System | ServiceProcess, directory: Path, *arguments: str) -> asyncio.subprocess.Process:
     """`tidings` as a process of its own."""
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tidings.cli", *arguments,

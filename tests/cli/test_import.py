@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import System, Tidings, launch
-from tests.harness import until
+from tests.harness import Database, Services, until
 from tidings.cli.import_rows import Lines, Problem, read_csv
 from tidings.cli.import_run import Import, StoppedError, request_id
 from tidings.client import Users, connect
@@ -128,6 +128,33 @@ class TestCommand:
         _, err = await process.communicate()
         assert process.returncode == 130
         assert b"Traceback" not in err
+
+
+async def test_kill_9_of_the_service_and_then_of_the_command(
+    services: Services, users_database: Database, tmp_path: Path
+) -> None:
+    service = await services.users(users_database).start()
+    bad = b"ada,nowhere,\nu7,else@example.com,\n"
+    (tmp_path / "people.csv").write_bytes(people(6000) + bad)
+
+    async def has_stored(count: int) -> bool:
+        [[stored]] = await users_database.fetch("SELECT count(*) FROM users")
+        return int(str(stored)) > count
+
+    process = await launch(service, tmp_path, "users", "import", "people.csv")
+    await until(lambda: has_stored(500))
+    await service.kill()
+    await service.restart()
+    await until(lambda: has_stored(2000))
+    process.kill()
+    await process.wait()
+    assert not await has_stored(5999)
+    process = await launch(service, tmp_path, "users", "import", "people.csv")
+    out, err = await process.communicate()
+    assert process.returncode == 7
+    assert out == b"6002 lines: 6000 created, 2 failed\n"
+    assert [line.partition(b":")[0] for line in err.splitlines()] == [b"line 6002", b"line 6003"]
+    assert await users_database.fetch("SELECT count(*), (SELECT head_position FROM feed) FROM users") == [(6000, 6000)]
 
 
 class TestRun:

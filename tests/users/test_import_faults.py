@@ -58,7 +58,7 @@ async def exactly(database: Database, service: ServiceProcess, given: Given) -> 
 async def test_sigterm_ends_an_import_after_what_it_has_taken(services: Services, users_database: Database) -> None:
     first = await services.users(users_database).start()
     second = await services.users(users_database).start()
-    given = items(20_000)
+    given = items(8000)
     running = asyncio.create_task(broken(stub_of(first), cut(given)))
 
     async def began() -> bool:
@@ -71,9 +71,9 @@ async def test_sigterm_ends_an_import_after_what_it_has_taken(services: Services
     assert await first.wait() == 0
     # What was decided was answered, and nothing else was stored.
     assert await users_database.fetch("SELECT count(*) FROM users") == [(processed,)]
-    assert 1000 < processed < 20_000
+    assert 1000 < processed < 8000
     answers = await imported(stub_of(second), cut(given[processed:]))
-    assert answers[-1].created == 20_000 - processed
+    assert answers[-1].created == 8000 - processed
     events = await replay(stub_of(second))
     assert [event.user.username for event in events] == [one.user.username for one in given]
 
@@ -93,19 +93,19 @@ async def test_a_service_that_goes_and_comes_back(
     services: Services, users_database: Database, signum: signal.Signals
 ) -> None:
     service = await services.users(users_database).start()
-    given = people(12_000)
-    bad = {3000, 3001, 9000}
+    given = people(6000)
+    bad = {3000, 3001, 5000}
     for index in bad:
         given[index][0].locale = "?"
     importing = Importing()
     running = asyncio.create_task(importing.run(service.address, given))
-    for share in (1000, 4000, 8000):
+    for share in (500, 2000):
         await until(lambda share=share: importing.processed > share or (running.done() and running.result()))  # type: ignore[misc]
         assert not running.done()
         await service.kill(signum)
         await service.restart()
     await running
-    assert (importing.processed, importing.created) == (12_000, 12_000 - len(bad))
+    assert (importing.processed, importing.created) == (6000, 6000 - len(bad))
     assert {(one.index, one.error.reason) for one in importing.failed} == {(index, "INVALID_FIELD") for index in bad}
     assert len(importing.failed) == len(bad)
     await exactly(users_database, service, [one for index, one in enumerate(given) if index not in bad])
@@ -159,7 +159,7 @@ async def test_a_database_that_is_away_is_waited_for(
     services: Services, users_database: Database, proxy: PostgresProxy
 ) -> None:
     service = await services.users(proxy.url(users_database), unknown_outcome_wait=0.5).start()
-    given = people(6000)
+    given = people(4000)
     importing = Importing()
     running = asyncio.create_task(importing.run(service.address, given))
     await until(lambda: importing.processed > 500)
@@ -174,7 +174,7 @@ async def test_a_database_that_is_away_is_waited_for(
     assert not running.done()
     proxy.refusing = False
     await running
-    assert (importing.created, importing.failed) == (6000, [])
+    assert (importing.created, importing.failed) == (4000, [])
     await exactly(users_database, service, given)
 
 

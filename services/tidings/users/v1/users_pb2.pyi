@@ -438,7 +438,9 @@ class ImportUsersRequest(_message.Message):
     USERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportUsersRequest.Item]:
-        """At least 1; a few hundred is best. A request is at most 4 MB."""
+        """At least 1: a request without users ends the stream with INVALID_ARGUMENT. A few hundred is best. A request is at
+        most 4 MB.
+        """
 
     def __init__(
         self,
@@ -455,6 +457,8 @@ Global___ImportUsersRequest: _TypeAlias = ImportUsersRequest  # noqa: Y015
 
 @_typing.final
 class ImportUsersResponse(_message.Message):
+    """At least one for every request, when its last user has been decided."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -496,7 +500,7 @@ class ImportUsersResponse(_message.Message):
         """As in ErrorInfo, for instance "EMAIL_TAKEN"."""
         @_builtins.property
         def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportUsersResponse.Failure.Violation]:
-            """The invalid fields, if any."""
+            """The fields that it is about: those that are invalid, or the name that is taken."""
 
         def __init__(
             self,

@@ -151,9 +151,11 @@ class UserServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportUsers(self, request_iterator, context):
-        """Creates users in bulk, each on its own: one that is refused does not stop the others. Answers as the work goes on; a
-        client that stops reading the answers is soon not read from either. The stream ends when the client has closed its
-        side and every user has been decided.
+        """Creates users in bulk, each on its own: one that is refused does not stop the others. Users are decided in the order
+        in which they are sent, so of those that want the same name the first wins. Answers as the work goes on; a client that
+        stops reading the answers is soon not read from either. The stream ends when the client has closed its side and every
+        user has been decided. If it ends with an error, what was answered holds; after UNAVAILABLE send the rest again with
+        the same request_ids.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

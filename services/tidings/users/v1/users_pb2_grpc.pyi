@@ -52,9 +52,11 @@ class UserServiceStub:
     BatchCreateUsers: _grpc.UnaryUnaryMultiCallable[_users_pb2.BatchCreateUsersRequest, _users_pb2.BatchCreateUsersResponse]
     """Creates up to 1,000 users, all or none. Their events are one atomic group of the feed."""
     ImportUsers: _grpc.StreamStreamMultiCallable[_users_pb2.ImportUsersRequest, _users_pb2.ImportUsersResponse]
-    """Creates users in bulk, each on its own: one that is refused does not stop the others. Answers as the work goes on; a
-    client that stops reading the answers is soon not read from either. The stream ends when the client has closed its
-    side and every user has been decided.
+    """Creates users in bulk, each on its own: one that is refused does not stop the others. Users are decided in the order
+    in which they are sent, so of those that want the same name the first wins. Answers as the work goes on; a client that
+    stops reading the answers is soon not read from either. The stream ends when the client has closed its side and every
+    user has been decided. If it ends with an error, what was answered holds; after UNAVAILABLE send the rest again with
+    the same request_ids.
     """
     WatchUsers: _grpc.UnaryStreamMultiCallable[_users_pb2.WatchUsersRequest, _users_pb2.WatchUsersResponse]
     """Streams every committed change, in order and without a gap, from where the request says."""
@@ -81,9 +83,11 @@ class UserServiceAsyncStub(UserServiceStub):
     BatchCreateUsers: _aio.UnaryUnaryMultiCallable[_users_pb2.BatchCreateUsersRequest, _users_pb2.BatchCreateUsersResponse]  # type: ignore[assignment]
     """Creates up to 1,000 users, all or none. Their events are one atomic group of the feed."""
     ImportUsers: _aio.StreamStreamMultiCallable[_users_pb2.ImportUsersRequest, _users_pb2.ImportUsersResponse]  # type: ignore[assignment]
-    """Creates users in bulk, each on its own: one that is refused does not stop the others. Answers as the work goes on; a
-    client that stops reading the answers is soon not read from either. The stream ends when the client has closed its
-    side and every user has been decided.
+    """Creates users in bulk, each on its own: one that is refused does not stop the others. Users are decided in the order
+    in which they are sent, so of those that want the same name the first wins. Answers as the work goes on; a client that
+    stops reading the answers is soon not read from either. The stream ends when the client has closed its side and every
+    user has been decided. If it ends with an error, what was answered holds; after UNAVAILABLE send the rest again with
+    the same request_ids.
     """
     WatchUsers: _aio.UnaryStreamMultiCallable[_users_pb2.WatchUsersRequest, _users_pb2.WatchUsersResponse]  # type: ignore[assignment]
     """Streams every committed change, in order and without a gap, from where the request says."""
@@ -161,9 +165,11 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_users_pb2.ImportUsersRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_users_pb2.ImportUsersResponse], _abc.AsyncIterator[_users_pb2.ImportUsersResponse]]:
-        """Creates users in bulk, each on its own: one that is refused does not stop the others. Answers as the work goes on; a
-        client that stops reading the answers is soon not read from either. The stream ends when the client has closed its
-        side and every user has been decided.
+        """Creates users in bulk, each on its own: one that is refused does not stop the others. Users are decided in the order
+        in which they are sent, so of those that want the same name the first wins. Answers as the work goes on; a client that
+        stops reading the answers is soon not read from either. The stream ends when the client has closed its side and every
+        user has been decided. If it ends with an error, what was answered holds; after UNAVAILABLE send the rest again with
+        the same request_ids.
         """
 
     @_abc_1.abstractmethod

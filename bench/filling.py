@@ -69,7 +69,9 @@ def _events(first: int, last: int, begin: datetime) -> Iterator[tuple[domain.Cha
             known.usernames.clear()
             known.email_keys.clear()
         item, event_id = _item(position % _USERS), uuid7()
-        change = domain.decide(domain.Unit((item,), "", "CreateUser"), known, moment)[0].change
+        [decision] = domain.decide(domain.Unit((item,), "", "CreateUser"), known, moment)
+        assert isinstance(decision, domain.Decision)
+        change = decision.change
         assert change is not None
         yield change, event_id, moment.time, events.encode(change, position, str(event_id), moment.encoded, b"")
 

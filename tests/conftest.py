@@ -7,9 +7,14 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.harness import Database, Databases, MailCatcher, PostgresProxy, PostgresServer, Services
+
+# How long an example takes says nothing on a machine that does other things too.
+hypothesis.settings.register_profile("tidings", deadline=None)
+hypothesis.settings.load_profile("tidings")
 
 
 @pytest.fixture(scope="session")

@@ -358,7 +358,7 @@ class TestReplica:
 
 
 async def _follow(feed: UserFeed, replica: Replica, model: Model) -> None:
-    """Applies batches until there is nothing more. Within a history no user may become older than it was in the copy."""
+    """Applies batches until there is nothing more. Within a history no user of the copy may become older."""
     seen: dict[str, int] = {}
     async with contextlib.aclosing(aiter(feed)) as batches:
         async for batch in batches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -13,12 +14,14 @@ from servicekit import database
 from tests.harness import Database, Databases, Services, free_port, until
 from tests.migrations.commands import command_line, migrate, start, step
 
+_VERSIONS = Path(__file__).parents[2] / "migrations/users/versions"
+
 
 async def test_two_runs_at_once(databases: Databases) -> None:
     made = await databases.blank("users")
     runs = await asyncio.gather(*(migrate("users", made) for _ in range(3)))
     assert [run.code for run in runs] == [0, 0, 0]
-    assert sum(run.output.count("revision applied") for run in runs) == 3
+    assert sum(run.output.count("revision applied") for run in runs) == len(list(_VERSIONS.glob("0*.py")))
     assert sum("nothing to do" in run.output for run in runs) == 2
 
 

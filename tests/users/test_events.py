@@ -48,6 +48,7 @@ def test_an_event_of_a_new_user(
     known = domain.Known()
     unit = domain.Unit((domain.Item(created, None, b""),), caller="", method="CreateUser")
     [decision] = domain.decide(unit, known, moment)
+    assert isinstance(decision, domain.Decision)
     assert decision.change is not None
     element = events.encode(decision.change, position, _ID, moment.encoded, events.origin(actor, parent, state))
     [event] = users_pb2.WatchUsersResponse.FromString(element).events

@@ -320,8 +320,7 @@ async def serve(
     # Calls that were received but not begun yet would be cancelled by `stop`, a status that no client retries: let them
     # be begun and refused.
     await asyncio.sleep(_SETTLE)
-    for one, *_ in servers.values():
-        await one.stop(grace)
+    await asyncio.gather(*(one.stop(grace) for one, *_ in servers.values()))
     await background.stop()
     log.info("stopped")
     return 1 if background.failure else 0

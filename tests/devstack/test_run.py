@@ -120,7 +120,12 @@ def test_a_data_directory_in_use_is_refused(short_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("TIDINGS_DEVSTACK_SMTP_PORT", "mail"), ("TIDINGS_DEVSTACK_SMPT_PORT", "2525")]
+    ("name", "value"),
+    [
+        ("TIDINGS_DEVSTACK_SMTP_PORT", "mail"),
+        ("TIDINGS_DEVSTACK_SMPT_PORT", "2525"),
+        ("TIDINGS_DEVSTACK_HOST", "0.0.0.0"),
+    ],
 )
 def test_wrong_settings_are_refused_with_one_line_each(short_dir: Path, name: str, value: str) -> None:
     code, output = _refused(short_dir, **{name: value})

@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import grpc.aio
 from pydantic import Field
@@ -44,7 +44,11 @@ class Call:
 
     __slots__ = ("_context", "_metadata", "caller")
 
+    # Calls that this process has begun.
+    begun: ClassVar[int] = 0
+
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        Call.begun += 1
         self._context = context
         self._metadata = context.invocation_metadata() or ()
         self.caller = ANONYMOUS

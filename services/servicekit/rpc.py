@@ -34,7 +34,9 @@ from servicekit.tasks import Background
 
 log = logs.get(__name__)
 
-_SETTLE = 0.25
+# A loop that keeps up and begins no call for so many looks in a row has begun what was received; seconds between looks.
+_CALM_LOOKS, _LOOK = 5, 0.05
+_LONGEST_SETTLE = 3.0
 
 _HEALTH: Any = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _REFLECTION: Any = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
@@ -265,6 +267,16 @@ def _calm_collector() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
+async def _settle() -> None:
+    """Lets calls that were received be begun and refused: `stop` would cancel them, a status that no client retries."""
+    loop = asyncio.get_running_loop()
+    until, calm = loop.time() + _LONGEST_SETTLE, 0
+    while calm < _CALM_LOOKS and loop.time() < until:
+        asleep, begun = loop.time(), Call.begun
+        await asyncio.sleep(_LOOK)
+        calm = calm + 1 if Call.begun == begun and loop.time() - asleep < 1.5 * _LOOK else 0
+
+
 async def serve(
     made: grpc.aio.Server,
     entrance: Entrance,
@@ -317,9 +329,7 @@ async def serve(
     await drain()
     if finish is not None:
         await finish()
-    # Calls that were received but not begun yet would be cancelled by `stop`, a status that no client retries: let them
-    # be begun and refused.
-    await asyncio.sleep(_SETTLE)
+    await _settle()
     await asyncio.gather(*(one.stop(grace) for one, *_ in servers.values()))
     await background.stop()
     log.info("stopped")

@@ -37,7 +37,7 @@ log = logs.get(__name__)
 _Response = users_pb2.WatchUsersResponse
 
 _FUTURE_TOKEN_WAIT = 5.0
-# How often a stream looks whether it is over while it waits for the rest of a group.
+# Longer than the rest of a group takes to arrive, which wakes the stream.
 _GROUP_WAIT = 1.0
 
 

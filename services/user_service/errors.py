@@ -155,5 +155,5 @@ def bad_token(field: str) -> InvalidArgumentError:
 
 def token_mismatch(field: str) -> InvalidArgumentError:
     """A token of a request that selected something else."""
-    message = "is of a request with other filters"
+    message = "is of a request that selects something else"
     return InvalidArgumentError(f"{field}: {message}", reason="TOKEN_MISMATCH", violations=[Violation(field, message)])

@@ -18,6 +18,7 @@ _DEFAULT_BOOKMARK_INTERVAL = 10.0
 _DEFAULT_MAX_BATCH = 1000
 _MOST_USER_IDS = 10_000
 _MOST_SHARDS = 65_536
+_MOST_CHOICES = 100  # of types or fields: more than there are
 _TYPES = (domain.CREATED, domain.UPDATED, domain.DELETED, domain.UNDELETED)
 _TYPE_NAMES = [users_pb2.UserEvent.Type.Name(kind) for kind in _TYPES]
 _CHANGING_FIELDS = (*validation.CALLER_FIELDS, *domain.DELETION_FIELDS)
@@ -119,6 +120,9 @@ def _selection(request: users_pb2.WatchUsersRequest, violations: validation.Viol
 def _known(
     given: Sequence[object], known: Sequence[object], names: Sequence[str], path: str, violations: validation.Violations
 ) -> None:
+    if len(given) > _MOST_CHOICES:
+        violations.append(Violation(path, f"must be at most {_MOST_CHOICES}"))
+        return
     wrong = [index for index, value in enumerate(given) if value not in known]
     violations.extend(
         Violation(f"{path}[{index}]", f"must be one of {', '.join(names)}") for index in wrong[: validation.MOST_NAMED]

@@ -384,6 +384,10 @@ _WRONG: dict[str, tuple[dict[str, object], list[str]]] = {
         {"filter": {"changed_fields": ["email", "version", "nickname"]}},
         ["filter.changed_fields[1]", "filter.changed_fields[2]"],
     ),
+    "too many choices": (
+        {"filter": {"types": ["CREATED"] * 101, "changed_fields": ["email"] * 101}},
+        ["filter.types", "filter.changed_fields"],
+    ),
     "no shards": ({"shard": {"index": 0}}, ["shard.count"]),
     "shards": ({"shard": {"index": 0, "count": 65_537}}, ["shard.count"]),
     "shard": ({"shard": {"index": 2, "count": 2}}, ["shard.index"]),

@@ -8,12 +8,14 @@ table which the service does not know and so leaves as it is. The users themselv
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import LiteralString
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -30,6 +32,8 @@ _USERS = 10_000
 _GROUP = 100
 _CHUNK = 10_000
 _TRANSACTION = 250_000
+# The newest events stay rows for a while; no log that is measured is so short that it matters.
+_UNSEALED = 20_000
 _DELETED_KEPT = timedelta(days=30)
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -131,6 +135,27 @@ async def fill(url: str, count: int, *, plain: bool = False) -> None:
             await connection.execute(f"VACUUM (ANALYZE) {PLAIN}")
         await connection.execute("VACUUM (ANALYZE) user_events")
         await connection.execute("CHECKPOINT")
+
+
+async def sealed(url: str) -> None:
+    """Waits until the service that runs on a log has sealed what it does not leave as rows, if it seals at all."""
+    async with await AsyncConnection.connect(url, autocommit=True) as connection:
+        ((seals, head),) = await _rows_of(
+            connection, "SELECT to_regclass('segments') IS NOT NULL, head_position FROM feed"
+        )
+        done = 0
+        while seals and done < head - _UNSEALED:
+            await asyncio.sleep(1)
+            found = await _rows_of(
+                connection, "SELECT last_position FROM segments ORDER BY first_position DESC LIMIT 1"
+            )
+            done = found[0][0] if found else 0
+            _tell(f"{done:,} of {head:,} events are sealed")
+        await connection.execute("CHECKPOINT")
+
+
+async def _rows_of(connection: Connection, query: LiteralString) -> list[TupleRow]:
+    return await (await connection.execute(query)).fetchall()
 
 
 async def bodies(url: str) -> AsyncIterator[list[bytes]]:

@@ -37,6 +37,7 @@ async def run(stack: Stack, sizes: Sizes) -> AsyncIterator[Value]:
         redis = await running.enter_async_context(rivals.redis(stack.directory / "redis"))
         await rivals.fill_redis(redis, filling.bodies(stack.url))
         service = await stack.users(TIDINGS_USERS_PAGE_CACHE_BYTES=str(1 << 20))
+        await filling.sealed(stack.url)
         readers = {
             _FEED: ("feed", service, (stack.pids[service], stack.postgres_pid), ()),
             "NATS, bytes": ("nats", nats.address, (nats.pid,), ()),

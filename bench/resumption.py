@@ -63,6 +63,7 @@ async def run(stack: Stack, sizes: Sizes) -> AsyncIterator[Value]:
         await filling.fill(url, length)
         cursors[log] = "\n".join(await _tokens(url, _places(length)))
         services[log] = await stack.users(url, TIDINGS_USERS_PAGE_CACHE_BYTES=str(1 << 20))
+        await filling.sealed(url)
     medians: dict[str, list[float]] = {log: [] for log in logs}
     tails: dict[str, list[float]] = {log: [] for log in logs}
     for number in range(-1, sizes.rounds):

@@ -115,7 +115,7 @@ proto: setup ## generate the Python code of protos/
 	$(PROTOC) --python_out=services --grpc_python_out=services --mypy_out=quiet:services --mypy_grpc_out=quiet:services $(PROTOS)
 
 .PHONY: bench
-bench: setup ## the benchmarks (ARGS="replay --events 100000", ARGS=--help): `name: value unit` lines, JSON in bench/results/
+bench: setup ## the benchmarks (ARGS="replay --quick", ARGS=--help): ratios, JSON in bench/results/
 	$(BIN)/python -m bench $(ARGS)
 
 .PHONY: clean

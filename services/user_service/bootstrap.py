@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 from servicekit import database, logs, rpc, schema, telemetry
 from servicekit.database import Pool
 from servicekit.entrance import Entrance, open_entrance
 from servicekit.tasks import Background
 from tidings.users.v1 import users_pb2, users_pb2_grpc
-from user_service import janitor, reads
+from user_service import janitor, reads, retention, sealer
 from user_service.api import RAW_RESPONSES, UserService
 from user_service.imports import Imports
 from user_service.messages import Messages
@@ -93,6 +94,16 @@ async def _serve(settings: UserServiceSettings, entrance: Entrance, url: str, qu
         (tailer.run(), "tailer"),
         (tailer.listen(), "listener"),
         (tailer.notify(), "notifier"),
+        (sealer.run(url, _rules(settings), settings.seal_interval), "sealer"),
+        (
+            retention.run(
+                queries,
+                timedelta(seconds=settings.events_kept),
+                settings.events_kept_bytes,
+                settings.retention_interval,
+            ),
+            "retention",
+        ),
         (janitor.run(queries, settings.answers_kept), "janitor"),
     ):
         background.start(loop, name)
@@ -106,3 +117,9 @@ async def _serve(settings: UserServiceSettings, entrance: Entrance, url: str, qu
         grace=settings.grace,
         finish=lambda: writer.close(settings.unknown_outcome_wait),
     )
+
+
+def _rules(settings: UserServiceSettings) -> sealer.Rules:
+    # Only what is sealed is removed: nothing may be loose for longer than it is kept.
+    span = timedelta(seconds=min(settings.segment_span, settings.events_kept))
+    return sealer.Rules(settings.segment_events, settings.unsealed_events, span)

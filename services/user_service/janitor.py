@@ -1,4 +1,5 @@
-"""Removes what is no longer kept: answers to old request_ids, and soft-deleted users whose time is over.
+"""Removes what is no longer kept: answers to old request_ids, soft-deleted users whose time is over, and snapshots that
+have expired.
 
 In small statements, so that nothing waits for them. An undeletion is refused once `purge_time` is over, and a user is
 removed only well after that, so that the two never meet.
@@ -15,7 +16,7 @@ from sqlalchemy import ColumnElement, Interval, Table, bindparam, delete, func, 
 
 from servicekit import logs
 from servicekit.database import Pool, sql
-from user_service.tables import answers, users
+from user_service.tables import answers, open_snapshots, users
 
 log = logs.get(__name__)
 
@@ -33,6 +34,7 @@ def _delete_older(table: Table, column: str) -> str:
 
 _FORGET_ANSWERS = _delete_older(answers, "create_time")
 _PURGE_USERS = _delete_older(users, "purge_time")
+_FORGET_SNAPSHOTS = _delete_older(open_snapshots, "expire_time")
 
 
 async def run(pool: Pool, answers_kept: float) -> None:
@@ -41,6 +43,7 @@ async def run(pool: Pool, answers_kept: float) -> None:
         try:
             forgotten = await _clear(pool, _FORGET_ANSWERS, timedelta(seconds=answers_kept))
             purged = await _clear(pool, _PURGE_USERS, _PURGE_MARGIN)
+            await _clear(pool, _FORGET_SNAPSHOTS, timedelta())
         except psycopg.OperationalError as error:
             log.warning("clean-up is put off", error=str(error).strip())
         else:

@@ -7,21 +7,38 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from google.protobuf import timestamp_pb2
 from psycopg.rows import TupleRow
-from sqlalchemy import ARRAY, BigInteger, Integer, Text, any_, bindparam, select
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Column,
+    Integer,
+    Text,
+    any_,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    null,
+    select,
+    union_all,
+)
 from sqlalchemy.dialects.postgresql import UUID
 
 from servicekit import arrays
 from servicekit.database import Connection, sql
 from tidings.users.v1 import users_pb2
 from user_service.events import Entry
-from user_service.tables import feed, user_events, users
+from user_service.segments import RECORD_SIZE, identity, nth_record, unpack
+from user_service.tables import feed, segments, user_events, users
 
 USER_COLUMNS = tuple(users.c)
 
@@ -46,41 +63,100 @@ def _list_statement(show_deleted: bool, username: bool, email: bool) -> str:
 
 _LIST_USERS = {flags: _list_statement(*flags) for flags in itertools.product((False, True), repeat=3)}
 
+
+def _bigint(name: str) -> Any:
+    return bindparam(name, type_=BigInteger())
+
+
+def _segment_at(position: Any) -> Any:
+    """The first position of the segment that holds a position, if any does."""
+    first = segments.alias("earlier").c.first_position
+    return select(func.max(first)).where(first <= position).scalar_subquery()
+
+
+def _nulls(*columns: Column[Any]) -> list[Any]:
+    return [cast(null(), column.type) for column in columns]
+
+
+_DESCRIPTION = (
+    user_events.c.event_id,
+    user_events.c.group_end,
+    user_events.c.commit_time,
+    user_events.c.user_id,
+    user_events.c.type,
+    user_events.c.changed_fields,
+)
+# Segments and events in one statement, hence one snapshot: of two, the second would miss what is sealed in between. The
+# segments are those that begin at or before `within` and hold something after `after`.
 _READ_EVENTS = sql(
-    select(
-        user_events.c.position,
-        user_events.c.event_id,
-        user_events.c.group_end,
-        user_events.c.commit_time,
-        user_events.c.element,
-        user_events.c.previous,
-        user_events.c.user_id,
-        user_events.c.type,
-        user_events.c.changed_fields,
+    union_all(
+        select(
+            segments.c.first_position.label("position"),
+            segments.c.elements,
+            segments.c.previous,
+            segments.c.records,
+            *_nulls(*_DESCRIPTION),
+        ).where(
+            segments.c.first_position
+            >= func.coalesce(_segment_at(_bigint("after") + literal_column("1")), literal_column("0")),
+            segments.c.first_position <= _bigint("within"),
+            segments.c.last_position > _bigint("after"),
+        ),
+        select(
+            user_events.c.position,
+            user_events.c.element,
+            user_events.c.previous,
+            *_nulls(segments.c.records),
+            *_DESCRIPTION,
+        ).where(user_events.c.position > _bigint("after"), user_events.c.position <= _bigint("upto")),
+    ).order_by("position")
+)
+# The event that retention removed last is still known: tokens may stand on it.
+_READ_IDENTITY = sql(
+    union_all(
+        select(user_events.c.event_id, user_events.c.commit_time, *_nulls(segments.c.records)).where(
+            user_events.c.position == _bigint("position")
+        ),
+        select(*_nulls(user_events.c.event_id, user_events.c.commit_time), nth_record(_bigint("position"))).where(
+            segments.c.first_position == _segment_at(_bigint("position")),
+            segments.c.last_position >= _bigint("position"),
+        ),
+        select(feed.c.edge_event_id, feed.c.edge_time, *_nulls(segments.c.records)).where(
+            feed.c.earliest_position == _bigint("position") + literal_column("1"), feed.c.edge_event_id.is_not(None)
+        ),
     )
-    .where(
-        user_events.c.position > bindparam("after", type_=BigInteger()),
-        user_events.c.position <= bindparam("upto", type_=BigInteger()),
-    )
-    .order_by(user_events.c.position)
 )
-_READ_EVENT_ID = sql(
-    select(user_events.c.event_id).where(user_events.c.position == bindparam("position", type_=BigInteger()))
+_READ_FEED = sql(
+    select(feed.c.log_id, feed.c.earliest_position, feed.c.head_position, feed.c.head_time, feed.c.edge_time)
 )
-_READ_COMMIT_TIME = sql(
-    select(user_events.c.commit_time).where(user_events.c.position == bindparam("position", type_=BigInteger()))
-)
-_READ_FEED = sql(select(feed.c.log_id, feed.c.earliest_position, feed.c.head_position, feed.c.head_time))
 
 
 @dataclass(frozen=True, slots=True)
 class FeedState:
-    """The feed's row: identity, first retained position, newest position and its commit time."""
+    """The feed's row: identity, first retained position, newest position and its commit time, and the commit time of
+    the last event that is no longer retained, if any.
+    """
 
     log_id: uuid.UUID
     earliest: int
     head: int
     head_time: datetime
+    edge_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Events that follow each other: those at the positions (after, position].
+
+    `elements` are theirs, joined; `event_id` and `group_end` are of the last. `entries` unpacks them all.
+    """
+
+    after: int
+    position: int
+    elements: bytes
+    event_id: bytes
+    group_end: bool
+    entries: Callable[[], list[Entry]]
 
 
 def stamp(value: datetime) -> timestamp_pb2.Timestamp:
@@ -138,28 +214,76 @@ async def list_users(
     return [user_of(row) for row in await cursor.fetchall()]
 
 
+@asynccontextmanager
+async def one_view(connection: Connection) -> AsyncIterator[None]:
+    """Everything that is read inside is of one moment, so that nothing is sealed or removed in between."""
+    async with connection.transaction():
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield
+
+
+async def _stored(connection: Connection, after: int, within: int, upto: int) -> list[TupleRow]:
+    cursor = await connection.execute(_READ_EVENTS, {"after": after, "within": within, "upto": upto}, binary=True)
+    return await cursor.fetchall()
+
+
+def _entry(row: TupleRow) -> Entry:
+    position, element, previous, _, event_id, group_end, commit_time, user_id, kind, fields = row
+    return Entry(position, event_id.bytes, group_end, commit_time, element, previous, user_id.bytes, kind, fields)
+
+
 async def events(connection: Connection, after: int, upto: int) -> list[Entry]:
     """The events at the positions (after, upto], in order."""
-    cursor = await connection.execute(_READ_EVENTS, {"after": after, "upto": upto}, binary=True)
-    rows = await cursor.fetchall()
-    return [
-        Entry(position, event_id.bytes, group_end, commit_time, element, previous, user_id.bytes, kind, fields)
-        for position, event_id, group_end, commit_time, element, previous, user_id, kind, fields in rows
-    ]
+    found: list[Entry] = []
+    for row in await _stored(connection, after, upto, upto):
+        first, elements, previous, records, *_ = row
+        if records is None:
+            found.append(_entry(row))
+        else:
+            found += [one for one in unpack(first, elements, previous, records) if after < one.position <= upto]
+    return found
+
+
+async def page(connection: Connection, after: int, upto: int) -> Page | None:
+    """What follows a position: the rest of its segment, all of it if it begins there; or, where nothing is sealed yet,
+    the events up to `upto`. None if any of that is not there.
+    """
+    rows = await _stored(connection, after, after + 1, upto)
+    if rows and rows[0][3] is not None:
+        first, elements, previous, records, *_ = rows[0]
+        unpacked = partial(unpack, first, elements, previous, records)
+        if first == after + 1:
+            last = first + len(records) // RECORD_SIZE - 1
+            return Page(after, last, elements, identity(records[-RECORD_SIZE:])[0], True, unpacked)
+        entries = unpacked()[after + 1 - first :]
+    else:
+        entries = [_entry(row) for row in rows]
+        if len(entries) != upto - after or entries[0].position != after + 1 or entries[-1].position != upto:
+            return None
+    end = entries[-1]
+    elements = b"".join([entry.element for entry in entries])
+    return Page(after, end.position, elements, end.event_id, end.group_end, lambda: entries)
+
+
+async def _identity(connection: Connection, position: int) -> tuple[bytes, datetime] | None:
+    cursor = await connection.execute(_READ_IDENTITY, {"position": position}, binary=True)
+    row = await cursor.fetchone()
+    if row is None:
+        return None
+    event_id, committed, record = row
+    return (event_id.bytes, committed) if record is None else identity(record)
 
 
 async def event_id(connection: Connection, position: int) -> bytes | None:
-    """The id of the event at a position; None if there is none."""
-    cursor = await connection.execute(_READ_EVENT_ID, {"position": position}, binary=True)
-    row = await cursor.fetchone()
-    return row[0].bytes if row else None
+    """The id of the event at a position, also of the one right before the earliest; None if there is none."""
+    found = await _identity(connection, position)
+    return found[0] if found else None
 
 
 async def commit_time(connection: Connection, position: int) -> datetime | None:
-    """When the event at a position was committed; None if there is none."""
-    cursor = await connection.execute(_READ_COMMIT_TIME, {"position": position}, binary=True)
-    row = await cursor.fetchone()
-    return row[0] if row else None
+    """When the event at a position was committed, also the one right before the earliest; None if there is none."""
+    found = await _identity(connection, position)
+    return found[1] if found else None
 
 
 async def first_since(connection: Connection, time: datetime, state: FeedState) -> int:

@@ -45,6 +45,30 @@ class UserServiceSettings(ServerSettings):
     answers_kept: float = Field(86_400.0, ge=3600, description="how long an answer to a request_id is kept, seconds")
     deleted_kept: float = Field(30 * 86_400.0, ge=60, description="how long a soft-deleted user is kept, seconds")
 
+    events_kept: float = Field(
+        30 * 86_400.0,
+        gt=0,
+        le=100 * 365 * 86_400.0,
+        description="how long events are kept, seconds; none is kept for ever: 100 years is the most",
+    )
+    events_kept_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="sealed events kept at most, bytes; a full log breaks subscribers' tokens early [no limit]",
+    )
+    retention_interval: float = Field(60.0, gt=0, le=3600, description="time between removals of old events, seconds")
+    segment_events: int = Field(1000, ge=1, le=10_000, description="events in a sealed segment")
+    segment_span: float = Field(
+        86_400.0,
+        gt=0,
+        le=30 * 86_400.0,
+        description="time that a segment covers at most, seconds; or events_kept if less",
+    )
+    unsealed_events: int = Field(
+        10_000, ge=0, description="the newest events are not sealed before they are segment_span old"
+    )
+    seal_interval: float = Field(5.0, gt=0, le=3600, description="time between looks for events to seal, seconds")
+
     drain_time: float = Field(5.0, ge=0, le=300, description="what streams get to end at a shutdown, seconds")
     reconnect_spread: float = Field(
         3.0, ge=0, le=300, description="drained clients reconnect spread over this, seconds"

@@ -42,7 +42,6 @@ _OPEN = sql(
     .returning(open_snapshots.c.position)
 )
 _CLOSE = sql(delete(open_snapshots).where(open_snapshots.c.id == bindparam("id", type_=_UUID)))
-_FORGET_EXPIRED = sql(delete(open_snapshots).where(open_snapshots.c.expire_time < func.now()))
 
 _page = select(*USER_COLUMNS).where(living).order_by(users.c.id)
 _READ_FIRST = sql(_page.limit(bindparam("size", type_=Integer())))
@@ -69,7 +68,6 @@ class Part:
 
 async def begin(connection: Connection) -> Opened:
     """Opens a snapshot at the head of the log. What follows is retained until it is closed, an hour at most."""
-    await connection.execute(_FORGET_EXPIRED)
     while True:
         snapshot = uuid.uuid4()
         cursor = await connection.execute(_OPEN, {"id": snapshot, "kept": _KEPT}, binary=True)

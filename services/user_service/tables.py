@@ -78,9 +78,13 @@ feed = Table(
     Column("earliest_position", BigInteger, nullable=False, server_default=text("1")),
     Column("head_position", BigInteger, nullable=False, server_default=text("0")),
     Column("head_time", DateTime(timezone=True), nullable=False),
+    # The event before earliest_position, the last that retention has removed; NULL while it has removed none.
+    Column("edge_event_id", UUID(as_uuid=True)),
+    Column("edge_time", DateTime(timezone=True)),
     CheckConstraint("id = 1", name="single"),
 )
 
+# The newest events, a row each. Older ones are in segments; an event is in one of the two.
 user_events = Table(
     "user_events",
     metadata,
@@ -102,6 +106,36 @@ user_events = Table(
     Column("previous", LargeBinary),
 )
 
+# Sealed events, many to a row: `first_position` to `last_position` without a hole, and no group is split.
+# The three bytea are stored EXTERNAL: out of line, not compressed.
+segments = Table(
+    "segments",
+    metadata,
+    Column("first_position", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_position", BigInteger, nullable=False),
+    # Commit times of the first and the last event.
+    Column("first_time", DateTime(timezone=True), nullable=False),
+    Column("last_time", DateTime(timezone=True), nullable=False),
+    # Bytes of the three below.
+    Column("size", BigInteger, nullable=False),
+    # The elements of all its events, joined: the body of a stream's message.
+    Column("elements", LargeBinary, nullable=False),
+    # The users before the changes, joined.
+    Column("previous", LargeBinary, nullable=False),
+    # A record of fixed size for each event: see user_service/segments.py.
+    Column("records", LargeBinary, nullable=False),
+)
+
+# Snapshots that are being sent, or that broke off and may be resumed: what follows `position` is retained until the row
+# is gone or has expired.
+open_snapshots = Table(
+    "open_snapshots",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("expire_time", DateTime(timezone=True), nullable=False),
+)
+
 # What was answered to a request_id, so that a retry gets the same.
 answers = Table(
     "answers",
@@ -116,13 +150,3 @@ answers = Table(
 )
 # Rows are in the order of time: a BRIN index is next to free and enough to purge by.
 Index("answers_create_time_idx", answers.c.create_time, postgresql_using="brin")
-
-# Snapshots that are being sent, or that broke off and may be resumed: what follows `position` is retained until the row
-# is gone or has expired.
-open_snapshots = Table(
-    "open_snapshots",
-    metadata,
-    Column("id", UUID(as_uuid=True), primary_key=True),
-    Column("position", BigInteger, nullable=False),
-    Column("expire_time", DateTime(timezone=True), nullable=False),
-)

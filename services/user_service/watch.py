@@ -168,20 +168,17 @@ class Streams:
         try:
             if isinstance(request.start, tokens.ResumeToken):
                 return await self._resume(request.start, request.selection.short)
-            inside = None
             async with self._pool.connection() as connection:
-                if request.start == "snapshot":
-                    opened = await snapshot.begin(connection)
-                    inside = tokens.InSnapshot(opened.id)
-                    position = head = opened.position
-                else:
+                opened = await snapshot.begin(connection) if request.start == "snapshot" else None
+                async with reads.one_view(connection):
                     state = await reads.feed_state(connection)
-                    position, head = await _position(connection, request.start, state), state.head
-                event_id = await reads.event_id(connection, position) if position else None
+                    position = opened.position if opened else await _position(connection, request.start, state)
+                    event_id = await reads.event_id(connection, position) if position else None
         except psycopg.OperationalError as error:
             raise errors.database_unavailable() from error
         seen = tokens.event_hash(event_id)
-        return _Start(tokens.ResumeToken(self._log_id, position, seen, request.selection.short, inside), head)
+        inside = tokens.InSnapshot(opened.id) if opened else None
+        return _Start(tokens.ResumeToken(self._log_id, position, seen, request.selection.short, inside), state.head)
 
     async def _resume(self, token: tokens.ResumeToken, selection: bytes) -> _Start:
         if token.log_id != self._log_id:
@@ -190,17 +187,21 @@ class Streams:
             raise errors.token_mismatch("resume_token")
         if token.position > self._window.head:
             await self._wait_for(token.position)
+        state = await self._state()
+        # What memory still has does not count: every replica gives the same answer.
+        if state is not None and token.position + 1 < state.earliest:
+            raise errors.position_expired(token.position, state.earliest)
         if token.event_hash != await self._event_hash(token.position):
             raise errors.diverged_token(token.position)
-        return _Start(token, await self._head(token.position))
+        return _Start(token, token.position if state is None else state.head)
 
-    async def _head(self, otherwise: int) -> int:
-        """The primary's head. A stream that this replica can serve from memory needs no database."""
+    async def _state(self) -> FeedState | None:
+        """The feed's row. A stream that this replica can serve from memory needs no database."""
         try:
             async with self._pool.connection() as connection:
-                return (await reads.feed_state(connection)).head
+                return await reads.feed_state(connection)
         except psycopg.OperationalError:
-            return otherwise
+            return None
 
     async def _wait_for(self, position: int) -> None:
         loop = asyncio.get_running_loop()
@@ -260,16 +261,7 @@ async def _position(connection: Connection, start: datetime | Literal["earliest"
         return state.head
     if start == "earliest":
         return state.earliest - 1
-    first = await reads.first_since(connection, start, state)
-    if first == state.earliest and await _may_lack(connection, start, state):
+    if state.edge_time is not None and start <= state.edge_time:
         raise errors.time_expired(start, state.earliest)
+    first = await reads.first_since(connection, start, state)
     return first - 1
-
-
-async def _may_lack(connection: Connection, start: datetime, state: FeedState) -> bool:
-    """Whether events since a time may be among those that are no longer retained."""
-    if state.earliest == 1:
-        return False
-    # The last event that was removed may have been committed together with the first that is left.
-    edge = await reads.commit_time(connection, state.earliest) or state.head_time
-    return start <= edge

@@ -19,7 +19,7 @@ import notification_service.tables
 import user_service.tables
 from migrations import runner
 from servicekit import schema
-from tests.harness import Database, Databases, Services
+from tests.harness import Database, Databases, Services, until
 from tests.migrations.commands import KINDS, Kind, Run, command_line, migrate, step
 from tests.users.calls import create, replay, stub_of
 from tidings.users.v1 import users_pb2
@@ -174,6 +174,53 @@ async def test_what_is_stored_beside_an_event_is_what_the_event_says(databases: 
         "autovacuum_vacuum_threshold=200",
         "fillfactor=10",
     ]
+
+
+async def test_going_back_before_segments_brings_every_event_back(databases: Databases, services: Services) -> None:
+    made = await databases.users()
+    service = await services.users(
+        made, segment_events=3, unsealed_events=2, seal_interval=0.05, segment_span=3600
+    ).start()
+    stub = stub_of(service)
+    for _ in range(4):
+        one = await stub.CreateUser(create(labels={"team": "red"}))
+        await stub.DeleteUser(users_pb2.DeleteUserRequest(id=one.id))
+    await stub.BatchCreateUsers(users_pb2.BatchCreateUsersRequest(requests=[create() for _ in range(2)]))
+    events = await replay(stub, include_previous=True)
+    everything = "SELECT * FROM user_events ORDER BY position"
+
+    async def sealed() -> bool:
+        return await made.fetch("SELECT sum(last_position - first_position + 1) FROM segments") == [(6,)]
+
+    await until(sealed)
+    await service.stop()
+    left = await made.fetch(everything)
+    assert [position for position, *_ in left] == [7, 8, 9, 10]
+    assert (await migrate("users", made, "downgrade", "users", "0003")).code == 0
+    back = await made.fetch(everything)
+    assert [position for position, *_ in back] == list(range(1, 11))
+    assert back[6:] == left
+    assert {row[3] == zlib.crc32(row[2].bytes) for row in back if isinstance(row[2], uuid.UUID)} == {True}
+    assert (await migrate("users", made)).code == 0
+    assert await made.fetch("SELECT count(*) FROM segments") == [(0,)]
+    await service.restart()
+    assert await replay(stub_of(service), include_previous=True) == events
+
+
+async def test_how_events_are_stored(databases: Databases) -> None:
+    # Autogenerate does not see these.
+    made = await databases.users()
+    [[options]] = await made.fetch("SELECT reloptions FROM pg_class WHERE oid = 'user_events'::regclass")
+    assert isinstance(options, list)
+    assert sorted(options) == [
+        "autovacuum_vacuum_cost_delay=0",
+        "autovacuum_vacuum_scale_factor=0.02",
+        "autovacuum_vacuum_threshold=10000",
+    ]
+    assert await made.fetch(
+        "SELECT DISTINCT attstorage::text FROM pg_attribute"
+        " WHERE attrelid = 'segments'::regclass AND attnum > 0 AND atttypid = 'bytea'::regtype"
+    ) == [("e",)]
 
 
 async def test_writers_go_on_until_everybody_has_an_address(databases: Databases) -> None:

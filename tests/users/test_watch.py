@@ -71,23 +71,6 @@ async def test_since_begins_with_the_first_event_of_a_time(stub: Stub) -> None:
     assert await begins(events[-1].commit_time.seconds + 3600, 0) == 8
 
 
-async def test_since_a_time_that_is_no_longer_retained_is_refused(users_database: Database, services: Services) -> None:
-    stub = stub_of(await services.users(users_database).start())
-    for _ in range(5):
-        await stub.CreateUser(create())
-    times = [event.commit_time for event in await replay(stub)]
-    async with await users_database.connect() as connection:
-        await connection.execute("DELETE FROM user_events WHERE position < 3")
-        await connection.execute("UPDATE feed SET earliest_position = 3")
-    for late in times[:3]:
-        said = await refused(stub.WatchUsers(Request(since=late)).read())
-        assert (said.code, said.reason) == (grpc.StatusCode.OUT_OF_RANGE, "POSITION_EXPIRED")
-        assert said.metadata["earliest_position"] == "3"
-    stream = stub.WatchUsers(Request(since=times[3]))
-    assert (await read(stream)).position == 3
-    stream.cancel()
-
-
 async def test_linger_gathers_events_into_one_message(stub: Stub) -> None:
     stream = stub.WatchUsers(Request(now={}, linger={"seconds": 1}, max_batch=5))
     await read(stream)

@@ -169,15 +169,20 @@ class Streams:
             if isinstance(request.start, tokens.ResumeToken):
                 return await self._resume(request.start, request.selection.short)
             async with self._pool.connection() as connection:
-                opened = await snapshot.begin(connection) if request.start == "snapshot" else None
+                start: datetime | int | Literal["earliest", "now"]
+                inside = None
+                if request.start == "snapshot":
+                    opened = await snapshot.begin(connection)
+                    start, inside = opened.position, tokens.InSnapshot(opened.id)
+                else:
+                    start = request.start
                 async with reads.one_view(connection):
                     state = await reads.feed_state(connection)
-                    position = opened.position if opened else await _position(connection, request.start, state)
+                    position = await _position(connection, start, state)
                     event_id = await reads.event_id(connection, position) if position else None
         except psycopg.OperationalError as error:
             raise errors.database_unavailable() from error
         seen = tokens.event_hash(event_id)
-        inside = tokens.InSnapshot(opened.id) if opened else None
         return _Start(tokens.ResumeToken(self._log_id, position, seen, request.selection.short, inside), state.head)
 
     async def _resume(self, token: tokens.ResumeToken, selection: bytes) -> _Start:
@@ -255,8 +260,12 @@ class Streams:
         return track.mark(drain=_Response.Drain(reason=reason, reconnect_after=after))
 
 
-async def _position(connection: Connection, start: datetime | Literal["earliest", "now"], state: FeedState) -> int:
-    """The position after which a stream without a token begins."""
+async def _position(
+    connection: Connection, start: datetime | int | Literal["earliest", "now"], state: FeedState
+) -> int:
+    """The position after which a stream without a token begins; a number is that of its snapshot."""
+    if isinstance(start, int):
+        return start
     if start == "now":
         return state.head
     if start == "earliest":

@@ -1,9 +1,9 @@
 """Builds the messages that carry events, each once, and shares them among the streams that want the same.
 
 Streams that are live at the same position and streams that catch up through the same pages ask for the same message; it
-is kept under where it starts and ends and what it selects. Older events come from Postgres in pages cut at fixed
-positions, which streams of every selection share. Every page is checked: it must hold each position that was asked
-for, for all of them are known to be committed.
+is kept under where it starts and ends and what it selects. Older events come from Postgres in pages (a segment, or what
+is cut at fixed positions) which streams of every selection share; a whole segment is the body of a message as it is.
+Every page is checked: it must hold each position that was asked for, for all of them are known to be committed.
 
 A message passes everything up to where its token stands, the selected and the rest. Of a scan in which nothing is
 selected there is a message too, without bytes: it says how far the stream is.
@@ -24,6 +24,7 @@ from servicekit import logs
 from servicekit.database import Connection, Pool
 from user_service import errors, events, reads, tokens
 from user_service.events import Entry
+from user_service.reads import Page
 from user_service.selection import Selection
 from user_service.window import Window
 
@@ -81,7 +82,7 @@ class Messages:
         self._cache: OrderedDict[_Key, Message] = OrderedDict()
         self._cache_bytes = 0
         self._cache_limit = cache_bytes
-        self._reading: dict[tuple[int, int], asyncio.Task[list[Entry]]] = {}
+        self._reading: dict[tuple[int, int], asyncio.Task[Page]] = {}
         self.broken = False
 
     async def after(self, position: int, selection: Selection, max_batch: int, include_previous: bool) -> Message:
@@ -94,22 +95,23 @@ class Messages:
         size = max_batch
         if selection.digest:
             size = min(max(max_batch, _LEAST_SCAN), PAGE) if live else PAGE
-        key = _Key(position, min(end, position + size), max_batch, include_previous, selection.digest)
+        upto = min(end, position + size)
+        # What follows a position far behind does not grow any more, wherever its page ends.
+        key = _Key(position, upto if live else 0, max_batch, include_previous, selection.digest)
         message = self._cache.get(key)
         if message is not None:
             self._cache.move_to_end(key)
             return message
         if live:
-            entries = self._window.after(position, key.upto - position)
-            message = next(self._build(key, selection, entries))
+            message = next(self._build(key, selection, self._window.after(position, upto - position)))
             self._keep(key, message)
             return message
-        entries = await self._page(key.after, key.upto)
+        page = await self._page(position, upto)
         # Another stream may have built it after the same read.
         message = self._cache.get(key)
         if message is None:
-            built = list(self._build(key, selection, entries))
-            after = key.after
+            built = self._as_it_is(key, page) or list(self._build(key, selection, page.entries()))
+            after = position
             for one in built:
                 self._keep(key._replace(after=after), one)
                 after = one.scanned
@@ -128,7 +130,7 @@ class Messages:
             except psycopg.OperationalError as error:
                 raise errors.database_unavailable() from error
 
-    async def _page(self, after: int, upto: int) -> list[Entry]:
+    async def _page(self, after: int, upto: int) -> Page:
         # Streams that want the same page share one read, which goes on if the one that began it is cancelled.
         reading = self._reading.get((after, upto))
         if reading is None:
@@ -137,31 +139,39 @@ class Messages:
             reading.add_done_callback(lambda _: self._reading.pop((after, upto), None))
         return await asyncio.shield(reading)
 
-    async def _read(self, after: int, upto: int) -> list[Entry]:
+    async def _read(self, after: int, upto: int) -> Page:
         async with self.reader() as connection:
-            entries = await reads.events(connection, after, upto)
-            if not _is_whole(entries, after, upto):
-                entries = await reads.events(connection, after, upto)
-            if not _is_whole(entries, after, upto):
+            page = await reads.page(connection, after, upto) or await reads.page(connection, after, upto)
+            if page is None:
                 state = await reads.feed_state(connection)
                 if after + 1 < state.earliest:
                     raise errors.position_expired(after, state.earliest)
                 self.broken = True
-                log.error("the log has a hole", after=after, upto=upto, read=len(entries))
+                log.error("the log has a hole", after=after, upto=upto)
                 raise BrokenLogError(f"positions ({after}, {upto}] are not all there")
-        return entries
+        return page
+
+    def _as_it_is(self, key: _Key, page: Page) -> list[Message]:
+        """A page as one message, if nothing of it need be left out, added, or sent apart; else nothing."""
+        if key.selection or key.include_previous or page.position - page.after > key.max_batch:
+            return []
+        if len(page.elements) > events.LARGEST_MESSAGE:
+            return []
+        token = self._token(page.position, page.event_id, tokens.EVERYTHING) if page.group_end else ""
+        data = page.elements + events.tail(token, page.after, page.position)
+        return [Message(data, len(page.elements), page.after, page.position, token, page.position)]
 
     def _build(self, key: _Key, selection: Selection, entries: list[Entry]) -> Iterator[Message]:
-        """Cuts entries into messages, one at least: the first follows `key.after`, the last has scanned `key.upto`."""
-        chosen = selection.select(entries)
+        """Cuts the entries after `key.after` into messages, one at least; the last has scanned them all."""
+        chosen, upto = selection.select(entries), entries[-1].position
         previous, scanned = key.after, key.after
-        while chosen or scanned < key.upto:
+        while chosen or scanned < upto:
             count = events.cut(chosen[: key.max_batch], key.include_previous)
             part, chosen = chosen[:count], chosen[count:]
             first = part[-1].position if part else scanned + 1
-            scanned = chosen[0].position - 1 if chosen else key.upto
+            scanned = chosen[0].position - 1 if chosen else upto
             rest = _resting_place(entries[first - key.after - 1 : scanned - key.after])
-            token = self._token(rest, selection) if rest.group_end else ""
+            token = self._token(rest.position, rest.event_id, selection.short) if rest.group_end else ""
             data, body = b"", 0
             if part:
                 elements = events.join(part, key.include_previous)
@@ -171,9 +181,9 @@ class Messages:
             yield Message(data, body, previous, rest.position, token, scanned)
             previous = rest.position
 
-    def _token(self, entry: Entry, selection: Selection) -> str:
-        seen = tokens.event_hash(entry.event_id)
-        return tokens.encode(tokens.ResumeToken(self._log_id, entry.position, seen, selection.short))
+    def _token(self, position: int, event_id: bytes, selection: bytes) -> str:
+        seen = tokens.event_hash(event_id)
+        return tokens.encode(tokens.ResumeToken(self._log_id, position, seen, selection))
 
     def _keep(self, key: _Key, message: Message) -> None:
         if key in self._cache:
@@ -191,10 +201,3 @@ def _resting_place(entries: Sequence[Entry]) -> Entry:
         if entry.group_end:
             return entry
     return entries[-1]
-
-
-def _is_whole(entries: list[Entry], after: int, upto: int) -> bool:
-    positions = range(after + 1, upto + 1)
-    return len(entries) == len(positions) and all(
-        entry.position == position for entry, position in zip(entries, positions, strict=True)
-    )

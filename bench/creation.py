@@ -22,8 +22,8 @@ _CALLERS = 64
 # How long a snapshot is held, in rounds' seconds.
 _SNAPSHOT = 12
 
-_SEQUENCE = "CREATE SEQUENCE IF NOT EXISTS bench_position START 1000000000000"
-_STATEMENT = """
+SEQUENCE = "CREATE SEQUENCE IF NOT EXISTS bench_position START 1000000000000"
+STATEMENT = """
 WITH u AS (
     INSERT INTO users
         (id, username, email, email_key, display_name, locale, time_zone, labels, create_time, update_time)
@@ -49,7 +49,7 @@ async def run(stack: Stack, sizes: Sizes) -> AsyncIterator[Value]:
     echo, first = await stack.floor("bench.echo"), await stack.users()
     floor = await stack.database("floor")
     async with await AsyncConnection.connect(floor, autocommit=True) as connection:
-        await connection.execute(_SEQUENCE)
+        await connection.execute(SEQUENCE)
 
     async def creations(*addresses: str) -> dict[str, Any]:
         return await stack.run("create", list(addresses), callers=_CALLERS, seconds=seconds)
@@ -61,7 +61,7 @@ async def run(stack: Stack, sizes: Sizes) -> AsyncIterator[Value]:
         measured = await creations(first)
         one.append(measured["per_second"])
         p99.append(measured["p99"] * 1000)
-        pgbench.append(await stack.pgbench(floor, _STATEMENT, 32, seconds))
+        pgbench.append(await stack.pgbench(floor, STATEMENT, 32, seconds))
     yield Value("echo, 64 callers", "calls/s", tuple(echoed))
     yield Value("CreateUser, 64 callers", "users/s", tuple(one))
     yield Value("CreateUser, 64 callers, p99", "ms", tuple(p99))

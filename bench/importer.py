@@ -1,6 +1,7 @@
-"""One ImportUsers stream as a process of its own that prints one JSON object at its end.
+"""One ImportUsers stream as a process of its own: prints "live" at the first answer and one JSON object at its end.
 
-python -m bench.importer import --addresses A --users 100000
+python -m bench.importer --address A --users 100000
+python -m bench.importer --address A --seconds 8
 """
 
 from __future__ import annotations
@@ -10,63 +11,76 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import uvloop
 
-from bench.load import _channels, _request
+from bench.load import CONFLICTS, channels, request
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 _MESSAGE = 500
-_CONFLICTS = 0.01
 
 
-def _messages(users: int) -> list[users_pb2.ImportUsersRequest]:
-    chance = random.Random()
-    messages = []
+def _messages(chance: random.Random) -> Iterator[users_pb2.ImportUsersRequest]:
     last = ""
-    for first in range(0, users, _MESSAGE):
+    while True:
         message = users_pb2.ImportUsersRequest()
-        for _ in range(min(_MESSAGE, users - first)):
-            request = _request(chance, last if last and chance.random() < _CONFLICTS else "")
-            message.users.add(user=request.user, request_id=request.request_id)
-            last = request.user.username
-        messages.append(message)
-    return messages
+        for _ in range(_MESSAGE):
+            one = request(chance, last if last and chance.random() < CONFLICTS else "")
+            message.users.add(user=one.user, request_id=one.request_id)
+            last = one.user.username
+        yield message
 
 
-async def run(addresses: str, users: int) -> dict[str, Any]:
-    """Users made beforehand: what is measured is the service, not the making of its load."""
-    stub = users_pb2_grpc.UserServiceStub(_channels(addresses)[0])
-    messages = _messages(users)
-    call = stub.ImportUsers()
+def _until(end: float, messages: Iterable[users_pb2.ImportUsersRequest]) -> Iterator[users_pb2.ImportUsersRequest]:
+    for message in messages:
+        if time.perf_counter() > end:
+            return
+        yield message
+
+
+async def run(address: str, users: int, seconds: float) -> dict[str, Any]:
+    """So many users, made before the clock starts: what is measured is the service. Or as many as so many seconds
+    take.
+    """
+    made = _messages(random.Random())
+    given: Iterable[users_pb2.ImportUsersRequest] = [next(made) for _ in range(users // _MESSAGE)]
+    begun = time.perf_counter()
+    if seconds:
+        given = _until(begun + seconds, made)
+    call = users_pb2_grpc.UserServiceStub(channels(address)[0]).ImportUsers()
+    sent = 0
 
     async def send() -> None:
-        for message in messages:
+        nonlocal sent
+        for message in given:
+            sent += len(message.users)
             await call.write(message)
         await call.done_writing()
 
-    begun = time.perf_counter()
     sending = asyncio.create_task(send())
-    processed = created = failed = 0
+    answer = users_pb2.ImportUsersResponse()
+    failed = 0
     async for answer in call:
-        processed, created = answer.processed, answer.created
+        if not failed:
+            print("live", flush=True)
         failed += len(answer.failed)
     took = time.perf_counter() - begun
     await sending
-    if processed != users or created + failed != users:
-        raise RuntimeError(f"{created} created and {failed} failed of {users}")
-    return {"per_second": users / took, "created": created, "failed": failed}
+    if (answer.processed, answer.created + failed) != (sent, sent):
+        raise RuntimeError(f"{answer.created} created and {failed} failed of {sent}")
+    return {"per_second": sent / took, "users": sent}
 
 
 def main() -> None:
     """Reads the arguments, runs, prints."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["import"])
-    parser.add_argument("--addresses", required=True)
+    parser.add_argument("--address", required=True)
     parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--seconds", type=float, default=0)
     asked = parser.parse_args()
-    print(json.dumps(uvloop.run(run(asked.addresses, asked.users))))
+    print(json.dumps(uvloop.run(run(asked.address, asked.users, asked.seconds))))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ import uvloop
 from bench.measure import percentile
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
-_CONFLICTS = 0.01
+CONFLICTS = 0.01
 
 
-def _request(chance: random.Random, username: str = "") -> users_pb2.CreateUserRequest:
+def request(chance: random.Random, username: str = "") -> users_pb2.CreateUserRequest:
+    """A new user's, or one with that username."""
     name = username or f"user-{chance.getrandbits(60):015x}"
     user = users_pb2.User(
         username=name,
@@ -36,33 +37,34 @@ def _request(chance: random.Random, username: str = "") -> users_pb2.CreateUserR
     return users_pb2.CreateUserRequest(user=user, request_id=str(uuid.UUID(int=chance.getrandbits(128), version=4)))
 
 
-def _channels(addresses: str) -> list[grpc.aio.Channel]:
+def channels(addresses: str) -> list[grpc.aio.Channel]:
+    """One for each address, apart from each other."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     return [grpc.aio.insecure_channel(address, options=options) for address in addresses.split(",")]
 
 
 async def create(addresses: str, callers: int, seconds: float) -> dict[str, Any]:
     """Callers that create one user after the other; one in a hundred asks for a name that is taken."""
-    channels = _channels(addresses)
+    opened = channels(addresses)
     made = conflicts = 0
     times: list[float] = []
     end = time.perf_counter() + seconds
 
     async def call(number: int) -> None:
         nonlocal made, conflicts
-        stub = users_pb2_grpc.UserServiceStub(channels[number % len(channels)])
+        stub = users_pb2_grpc.UserServiceStub(opened[number % len(opened)])
         chance = random.Random()
         last = ""
         while (begun := time.perf_counter()) < end:
-            request = _request(chance, last if last and chance.random() < _CONFLICTS else "")
+            one = request(chance, last if last and chance.random() < CONFLICTS else "")
             try:
-                await stub.CreateUser(request)
+                await stub.CreateUser(one)
                 made += 1
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
                     raise
                 conflicts += 1
-            last = request.user.username
+            last = one.user.username
             times.append(time.perf_counter() - begun)
 
     begun = time.perf_counter()
@@ -72,6 +74,7 @@ async def create(addresses: str, callers: int, seconds: float) -> dict[str, Any]
         "per_second": (made + conflicts) / took,
         "made": made,
         "conflicts": conflicts,
+        "p50": percentile(times, 0.50),
         "p99": percentile(times, 0.99),
     }
 

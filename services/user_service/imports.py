@@ -26,11 +26,12 @@ from tidings.users.v1 import users_pb2
 from user_service import creation, errors, validation
 from user_service.domain import Item, Unit
 from user_service.lanes import Outcome
-from user_service.writer import IMPORT_LIMIT, Writer
+from user_service.writer import Writer
 
 _Request = users_pb2.ImportUsersRequest
 _Response = users_pb2.ImportUsersResponse
 
+_AHEAD = 500  # users that are checked ahead of their step
 _SLICE = 50  # users that are checked before others get their turn on the event loop
 _LARGEST_ANSWER = 256 << 10  # bytes of failures after which an answer is sent
 
@@ -101,14 +102,11 @@ class _Import:
                 raise invalid(Violation("users", "must be at least 1"))
             self._received += len(users)
             self._ends.append(self._received)
-            first = 0
-            while first < len(users):
-                while len(self._checked) == IMPORT_LIMIT:
+            for first in range(0, len(users), _SLICE):
+                while len(self._checked) >= _AHEAD:
                     self._taken.clear()
                     await self._taken.wait()
-                past = first + min(_SLICE, IMPORT_LIMIT - len(self._checked))
-                self._checked += [_checked(user) for user in users[first:past]]
-                first = past
+                self._checked += [_checked(user) for user in users[first : first + _SLICE]]
                 self._changed.set()
                 await asyncio.sleep(0)
 
@@ -128,7 +126,8 @@ class _Import:
             await self._changed.wait()
         if self._life.draining:
             return ()
-        step, self._checked = self._checked, []
+        limit = self._writer.import_limit
+        step, self._checked = self._checked[:limit], self._checked[limit:]
         self._taken.set()
         return step
 

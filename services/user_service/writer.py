@@ -8,7 +8,7 @@ What always holds:
 - Units that share a user, a name, an address or a request_id are never in one batch; the later one waits for the next.
 - A unit's refusal is its own; the rest of the batch goes on. So is an item's, if its unit is independent.
 - Calls and imports have a lane each and batches by turns: a call waits for one batch of imports at most, however many
-  there are, and an import for one batch of calls.
+  there are, and an import for one batch of calls. While calls come batches of imports are small.
 - A caller is answered only when the outcome is known. After a lost connection `pg_xact_status` is asked, by the
   transaction's id noted before COMMIT; only a transaction known to be aborted is tried again, and only for callers that
   still wait.
@@ -46,8 +46,9 @@ _SESSION: dict[str, str | int] = {
 _TRIES = 3
 _QUEUED_WITHOUT_DATABASE = 5.0
 _LONGEST_RECONNECT = 1.0
-# Users in one batch of imports: the larger, the less a user costs, and the longer a call waits.
-IMPORT_LIMIT = 500
+# Users in one batch of imports: the more, the less a user costs, and the longer calls wait that come meanwhile.
+_IMPORT_LIMIT = 500
+_IMPORT_LIMIT_BESIDE_CALLS = 150
 _LULL = 0.002  # seconds without an arrival that end a linger
 _LONE = 2  # units in two batches that one caller alone can account for
 
@@ -96,7 +97,7 @@ class Writer:
         self._deleted_kept = timedelta(seconds=deleted_kept)
         self._unknown_outcome_wait = unknown_outcome_wait
         self._calls = Lane(batch_limit)
-        self._imports = Lane(IMPORT_LIMIT)
+        self._imports = Lane(_IMPORT_LIMIT)
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -118,13 +119,18 @@ class Writer:
         return cast("list[bytes]", await self._added(calls, unit))
 
     def submit_import(self, unit: Unit) -> asyncio.Future[list[Outcome]]:
-        """Queues an independent unit of at most IMPORT_LIMIT items; the future has each item's outcome, or the
+        """Queues an independent unit of at most `import_limit` items; the future has each item's outcome, or the
         ServiceError that says why there is none.
 
         An import has one unit here at a time: so the lane is bounded by the number of imports, and of two users that
         want the same name the one that was sent first wins.
         """
         return self._added(self._imports, unit)
+
+    @property
+    def import_limit(self) -> int:
+        """How many items an import should ask for at once: fewer while calls are about."""
+        return self._imports.limit
 
     def _added(self, lane: Lane, unit: Unit) -> asyncio.Future[list[Outcome]]:
         if self._closed:
@@ -152,6 +158,7 @@ class Writer:
                 if calls:
                     await self._commit(calls)
                     self._committed_units = len(calls)
+                self._imports.limit = _IMPORT_LIMIT_BESIDE_CALLS if calls else _IMPORT_LIMIT
                 imports = self._imports.take()
                 if imports:
                     await self._commit(imports)

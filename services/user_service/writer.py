@@ -10,8 +10,8 @@ What always holds:
 - Calls and imports have a lane each and batches by turns: a call waits for one batch of imports at most, however many
   there are, and an import for one batch of calls. While calls come batches of imports are small.
 - A caller is answered only when the outcome is known. After a lost connection `pg_xact_status` is asked, by the
-  transaction's id noted before COMMIT; only a transaction known to be aborted is tried again, and only for callers that
-  still wait.
+  transaction's id noted before COMMIT, and the log, for an event of the batch; only a transaction known to be aborted is
+  tried again, and only for callers that still wait.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from uuid_utils import uuid7
 from servicekit import database, flush, logs
 from servicekit.database import Connection
 from servicekit.errors import ServiceError
-from user_service import domain, errors, events, lanes, store
+from user_service import domain, errors, events, lanes, reads, store
 from user_service.domain import Change, Decision, Known, Unit
 from user_service.events import Entry
 from user_service.lanes import Lane, Outcome, Waiting
@@ -272,7 +272,7 @@ class Writer:
                 await store.commit(connection, locked, plan.changes, plan.entries, plan.kept)
             except psycopg.Error:
                 await self._disconnect()
-                if not await self._is_committed(locked.xid):
+                if not await self._is_committed(locked.xid, plan.entries):
                     raise
             if any("synchronous replication" in notice for notice in self._notices):
                 # Committed here, but perhaps not on the standby that will be the primary next.
@@ -281,9 +281,12 @@ class Writer:
         for waiting, outcomes in plan.outcomes:
             _answer(waiting, outcomes)
 
-    async def _is_committed(self, xid: str) -> bool:
+    async def _is_committed(self, xid: str, entries: list[Entry]) -> bool:
         """What became of a transaction whose COMMIT may have been sent. Raises _UnknownOutcomeError if it cannot be
         learnt.
+
+        Its id alone is no proof: after a crash Postgres gives the id of a transaction that left no trace to another. The
+        proof is an event that it wrote. (A transaction without any changed nobody; its retry is decided anew.)
         """
         deadline = time.monotonic() + self._unknown_outcome_wait
         while time.monotonic() < deadline:
@@ -291,6 +294,9 @@ class Writer:
                 async with await database.connect(self._url, f"{APPLICATION}-outcome") as connection:
                     while time.monotonic() < deadline:
                         outcome = await store.outcome(connection, xid)
+                        if outcome == "committed" and entries:
+                            stored = await reads.event_id(connection, entries[-1].position)
+                            outcome = outcome if stored == entries[-1].event_id else "aborted"
                         if outcome in ("committed", "aborted"):
                             log.warning("asked for the outcome of a commit", xid=xid, outcome=outcome)
                             return outcome == "committed"

@@ -7,7 +7,10 @@ that `make run` starts, with more connections and with a log that says who did w
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,10 +43,12 @@ _WATCHDOG = """
 import os, signal, shutil, sys
 sys.stdin.read()
 try:
-    os.kill(int(sys.argv[1]), signal.SIGQUIT)
-except ProcessLookupError:
+    # Its pid is another one after a restart.
+    with open(sys.argv[1] + "/postgres/postmaster.pid") as file:
+        os.kill(int(file.readline()), signal.SIGQUIT)
+except (OSError, ValueError):
     pass
-shutil.rmtree(sys.argv[2], ignore_errors=True)
+shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
 
 
@@ -83,7 +88,7 @@ class PostgresServer:
         directory = Path(tempfile.mkdtemp(prefix="tidings-test-"))
         server = await postgres.start(directory / "postgres", FLAGS)
         watchdog = subprocess.Popen(
-            [sys.executable, "-S", "-E", "-c", _WATCHDOG, str(server.pid), str(directory)],
+            [sys.executable, "-S", "-E", "-c", _WATCHDOG, str(directory)],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
@@ -97,6 +102,13 @@ class PostgresServer:
         assert self._watchdog.stdin is not None
         self._watchdog.stdin.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def crash(self) -> None:
+        """Stops the server in immediate mode, which is a crash to it, and starts it again."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGQUIT)
+        await self.server.ended()
+        self.server = await postgres.start(self._directory / "postgres", FLAGS)
 
     @property
     def pid(self) -> int:

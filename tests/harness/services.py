@@ -30,11 +30,15 @@ class Services:
         self._started.append(process)
         return process
 
-    def users(self, database: Database | str, **settings: object) -> ServiceProcess:
-        """A user service, not started yet: `await services.users(database).start()`."""
+    def users(
+        self, database: Database | str, command: tuple[str, ...] = ("user_service", "serve"), **settings: object
+    ) -> ServiceProcess:
+        """A user service, not started yet: `await services.users(database).start()`. `command` is its module and
+        arguments.
+        """
         url = database.url if isinstance(database, Database) else database
         environment = _environment(USERS, {"database_url": url, **settings})
-        return self.process("user_service", "serve", environment=environment, listen_variable=f"{USERS}LISTEN")
+        return self.process(*command, environment=environment, listen_variable=f"{USERS}LISTEN")
 
     def notifications(
         self, database: Database | str, users: ServiceProcess | str, mail: MailCatcher | None = None, **settings: object

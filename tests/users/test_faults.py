@@ -73,6 +73,37 @@ async def test_an_outcome_that_cannot_be_learnt_is_not_guessed(
     await _check_tables(users_database)
 
 
+async def test_a_transaction_id_that_is_used_again_after_a_crash_is_no_proof() -> None:
+    """Postgres forgets a transaction of which nothing had reached the disk, and gives its id to another."""
+    services, server = Services(), await PostgresServer.start()
+    try:
+        found = await server.users_database()
+        # Nothing is flushed before a COMMIT asks for it.
+        await found.fetch("ALTER SYSTEM SET wal_writer_delay = '10s'")
+        await found.fetch("SELECT pg_reload_conf()")
+        async with PostgresProxy(server.server.socket_dir) as proxy:
+            service = await services.users(proxy.url(found), unknown_outcome_wait=60).start()
+            stub = stub_of(service)
+            first = await stub.CreateUser(create())
+            fault = proxy.arm(WRITER, Action.HOLD_BEFORE, is_commit)
+            calling = asyncio.ensure_future(stub.CreateUser(create()))
+            await fault.happened()
+            proxy.refusing = True
+            await server.crash()
+            for _ in range(20):
+                await found.fetch("SELECT pg_current_xact_id()")
+            proxy.refusing = False
+            fault.release()
+            made = await calling
+            stored = await found.fetch("SELECT username FROM users ORDER BY id")
+            assert stored == [(first.username,), (made.username,)]
+            await _check_tables(found)
+            assert service.events("asked for the outcome of a commit")
+    finally:
+        await services.stop()
+        await server.stop()
+
+
 async def test_without_a_database_callers_are_told_in_time(
     services: Services, users_database: Database, proxy: PostgresProxy
 ) -> None:

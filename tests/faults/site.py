@@ -1,0 +1,130 @@
+"""What the run works against: a Postgres of its own, replicas of the user service, and a proxy before each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import psutil  # type: ignore[import-untyped]
+import psycopg
+
+from tests.faults.journal import Journal
+from tests.harness import Database, PostgresProxy, PostgresServer, ServiceProcess, Services
+
+# Little memory, so that streams fall behind it; streams that age; deleted users that are soon purged.
+SETTINGS: dict[str, object] = {
+    "window_bytes": 1 << 20,
+    "page_cache_bytes": 2 << 20,
+    "catch_up_readers": 2,
+    "query_connections": 4,
+    "poll_interval": 0.5,
+    "max_stream_age": 12,
+    "unknown_outcome_wait": 5,
+    "deleted_kept": 60,
+    "drain_time": 2,
+    "reconnect_spread": 0.5,
+    "grace": 2,
+}
+
+# Postgres may be struck again and again while a replica starts.
+_REVIVAL = 90.0
+
+
+class Replica:
+    """A replica and its proxy. Whoever does something to it holds `lock`."""
+
+    def __init__(self, number: int, process: ServiceProcess, proxy: PostgresProxy) -> None:
+        self.number = number
+        self.process = process
+        self.proxy = proxy
+        self.lock = asyncio.Lock()
+        self.died = 0
+
+    async def revive(self) -> None:
+        """Starts it if it does not run, until it is ready. It may end because there is no database: then again."""
+        deadline = time.monotonic() + _REVIVAL
+        while True:
+            if not self.process.alive:
+                await self.process.launch()
+            try:
+                await self.process.wait_ready(_REVIVAL)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+    @property
+    def memory(self) -> int:
+        """Its resident memory in bytes."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+
+class Site:
+    """All of it."""
+
+    def __init__(self, postgres: PostgresServer, database: Database, replicas: list[Replica], journal: Journal) -> None:
+        self.postgres = postgres
+        self.database = database
+        self.replicas = replicas
+        self.journal = journal
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the replicas serve."""
+        return [replica.process.address for replica in self.replicas]
+
+    async def fetch(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        """All rows of a query, asked again until the database is there."""
+        while True:
+            try:
+                return await self.database.fetch(query, *values)
+            except psycopg.OperationalError:
+                await asyncio.sleep(0.1)
+
+    async def supervise(self) -> None:
+        """Starts replicas that ended by themselves, as whoever runs them would."""
+        while True:
+            await asyncio.sleep(0.25)
+            for replica in self.replicas:
+                if not replica.lock.locked() and not replica.process.alive:
+                    async with replica.lock:
+                        if not replica.process.alive:
+                            replica.died += 1
+                            await replica.revive()
+
+    async def calm(self) -> None:
+        """Returns when every replica is ready."""
+        for replica in self.replicas:
+            async with replica.lock:
+                await replica.revive()
+
+
+@asynccontextmanager
+async def opened(replicas: int, journal: Journal, broken: str | None) -> AsyncIterator[Site]:
+    """A site with everything ready; ends it all. With `broken` the service runs with that fault switch."""
+    async with AsyncExitStack() as stack:
+        postgres = await PostgresServer.start()
+        stack.push_async_callback(postgres.stop)
+        database = await postgres.users_database()
+        services = Services()
+        stack.push_async_callback(services.stop)
+        made = []
+        for number in range(replicas):
+            proxy = await stack.enter_async_context(PostgresProxy(postgres.server.socket_dir))
+            command = ("tests.faults.broken", broken, "serve") if broken else ("user_service", "serve")
+            process = services.users(proxy.url(database), command, **SETTINGS)
+            made.append(Replica(number, process, proxy))
+        await asyncio.gather(*(replica.process.start() for replica in made))
+        site = Site(postgres, database, made, journal)
+        watching = asyncio.create_task(site.supervise())
+        try:
+            yield site
+        finally:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching

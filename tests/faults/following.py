@@ -18,8 +18,8 @@ import grpc.aio
 
 from tests.faults.asking import OPTIONS, reason_of
 from tests.faults.journal import Journal
-from tests.proof.streams import GOES_ON
 from tests.proof.records import Closed, Event, Message, Opened, Selection, digest, state
+from tests.proof.streams import GOES_ON
 from tidings.users.v1 import users_pb2
 
 _METHOD = "/tidings.users.v1.UserService/WatchUsers"
@@ -75,7 +75,7 @@ def channels(addresses: Sequence[str]) -> list[grpc.aio.Channel]:
 
 def watch(channel: grpc.aio.Channel, request: users_pb2.WatchUsersRequest) -> Any:
     """A stream of raw messages."""
-    method: Any = channel.unary_stream(  # type: ignore[call-overload]
+    method: Any = channel.unary_stream(
         _METHOD, request_serializer=users_pb2.WatchUsersRequest.SerializeToString, response_deserializer=bytes
     )
     return method(request)

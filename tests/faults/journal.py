@@ -1,7 +1,7 @@
 """Where a process of the run writes its records: a file outside of the system that only grows.
 
-`note` keeps a record in memory, in order; `sure` returns once it and all before it are on the disk. Many waiters share an
-fsync.
+`note` keeps a record in memory, in order; `sure` returns once it and all before it are on the disk. Many waiters share
+an fsync.
 """
 
 from __future__ import annotations

@@ -12,9 +12,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.faults.site import Replica, Site
@@ -29,7 +28,7 @@ _PATIENCE = 4.0
 
 @dataclass(slots=True)
 class Blow:
-    """When a fault struck (0: it never did), and whether it hit work in flight (None: the calls that were open tell)."""
+    """When a fault struck (0: never), and whether it hit work in flight (None: the calls that were open tell)."""
 
     at: float = 0.0
     hit: bool | None = None

@@ -12,8 +12,8 @@ from typing import Any
 
 import grpc.aio
 
-from tests.faults.following import Habit, channels, received, request_of, watch
 from tests.faults.asking import reason_of
+from tests.faults.following import Habit, channels, received, request_of, watch
 from tests.faults.journal import Journal
 from tests.faults.site import Site
 from tests.proof.records import Closed, Head, Message, Opened, Row, load, state

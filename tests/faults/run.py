@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import devstack.child
@@ -125,13 +126,7 @@ async def _storm(settings: Settings, made: Site, writers: Part) -> None:
     lane_of_postgres = plan.postgres_lane(settings.seed)
     for span in range(spans):
         settings.say(f"storm {span + 1} of {spans}")
-        begun, length = time.monotonic(), settings.seconds / spans
-        wanted = settings.hits * (span + 1) / spans
-
-        def rages(kinds: Collection[str], begun: float = begun, wanted: float = wanted) -> bool:
-            spent = time.monotonic() - begun
-            return spent < length or (spent < 2 * length and min(hits[kind] for kind in kinds) < wanted)
-
+        rages = partial(_rages, hits, time.monotonic(), settings.seconds / spans, settings.hits * (span + 1) / spans)
         tasks = [asyncio.create_task(_lane(made, lane, number, rages, hits)) for number, lane in enumerate(lanes)]
         tasks.append(asyncio.create_task(_postgres_lane(made, lane_of_postgres, rages, hits)))
         await _all(tasks)
@@ -152,6 +147,12 @@ async def _all(tasks: list[asyncio.Task[None]]) -> None:
 
 
 _Rages = Callable[[Collection[str]], bool]
+
+
+def _rages(hits: Counter[str], begun: float, length: float, wanted: float, kinds: Collection[str]) -> bool:
+    """Whether a lane of these kinds goes on."""
+    spent = time.monotonic() - begun
+    return spent < length or (spent < 2 * length and min(hits[kind] for kind in kinds) < wanted)
 
 
 async def _lane(made: Site, steps: Iterator[plan.Step], number: int, rages: _Rages, hits: Counter[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tests.proof.history import History, Stream
 from tests.proof.records import Fault
@@ -75,7 +76,7 @@ def _count_answers(history: History, tally: Tally) -> None:
 
 
 def _count_resumes(streams: list[Stream], found: dict[str, Tally]) -> None:
-    for before, after in zip(streams, streams[1:], strict=False):
+    for before, after in pairwise(streams):
         closed = before.closed
         if after.opened.start != "token" or not before.messages or closed is None:
             continue

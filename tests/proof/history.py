@@ -33,6 +33,9 @@ from tests.proof.selection import selects_user
 _TYPES = {"UpdateUser": "UPDATED", "DeleteUser": "DELETED", "UndeleteUser": "UNDELETED"}
 
 
+_EMPTY = Head(earliest=1, head=0)
+
+
 @dataclass(slots=True)
 class Stream:
     """One stream, from its request to its end."""
@@ -71,7 +74,7 @@ class History:
     streams: dict[str, Stream] = field(default_factory=dict)
     changes: dict[str, Change] = field(default_factory=dict)
     rows: dict[str, State] = field(default_factory=dict)
-    head: Head = Head(1, 0)
+    head: Head = _EMPTY
     faults: list[Fault] = field(default_factory=list)
     calms: list[Calm] = field(default_factory=list)
     stuck: list[Stuck] = field(default_factory=list)

@@ -82,7 +82,7 @@ def complete(history: History) -> Verdict:
             _check_start(history, stream, acknowledged, verdict)
             _check_chain(history, stream, verdict)
         closed = stream.closed
-        if closed is None:
+        if closed is None or stream.opened.start == "forged":
             continue
         if closed.by == "server" and stream.messages and not _may_end_so(closed.code, closed.reason):
             verdict.breaks(f"{closed.stream}: ended with {closed.code} {closed.reason}")
@@ -208,7 +208,7 @@ def atomic(history: History) -> Verdict:
             verdict.breaks(f"{stream.opened.stream}: a message of {message.size} bytes")
         if message.token and message.position in forbidden:
             verdict.breaks(
-                f"{stream.opened.stream}: a token at {message.position}, inside the group of {forbidden[message.position]}"
+                f"{stream.opened.stream}: a token at {message.position}, inside {forbidden[message.position]}"
             )
     return verdict
 

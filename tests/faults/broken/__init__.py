@@ -1,7 +1,7 @@
 """The user service, broken on purpose: `python -m tests.faults.broken SWITCH serve`.
 
-Each switch replaces one thing of the shipped service when the process starts, and errs only now and then. They show that
-each check can fail, and that an ordinary run finds what it is there to find. Nothing of this is in the shipped package.
+Each switch replaces one thing of the shipped service when the process starts, and most err only now and then. They show
+that each check can fail, and that an ordinary run finds what it is there to find. Nothing of this is shipped.
 """
 
 from tests.faults.broken.switches import SWITCHES, Switch

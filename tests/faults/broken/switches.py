@@ -38,6 +38,12 @@ def _switch(promise: str, what: str) -> Callable[[Callable[[], None]], Callable[
     return register
 
 
+def _put(owner: object, name: str, replacement: object) -> None:
+    """Replaces something of a module or class."""
+    assert hasattr(owner, name)
+    setattr(owner, name, replacement)
+
+
 def _once_in(count: int) -> bool:
     return random.randrange(count) == 0
 
@@ -55,7 +61,7 @@ def _break_messages(spoil: Callable[[list[bytes], int], None]) -> None:
             spoil(elements, random.randrange(len(elements) - 1))
         return elements
 
-    events.join = broken
+    _put(events, "join", broken)
 
 
 @_switch("Ordered", "swaps two events of a message")
@@ -95,13 +101,13 @@ def _splits() -> None:
     async def broken_read(*arguments: Any) -> list[Entry]:
         return ends(await read(*arguments))
 
-    Window.after = broken_after  # type: ignore[method-assign]
-    reads.events = broken_read
+    _put(Window, "after", broken_after)
+    _put(reads, "events", broken_read)
 
 
 @_switch("Atomic", "sends messages of more than 1 MiB")
 def _bulky() -> None:
-    events.LARGEST_MESSAGE = 8 << 20
+    _put(events, "LARGEST_MESSAGE", 8 << 20)
 
 
 # What is told, and when
@@ -116,7 +122,7 @@ def _hasty() -> None:
         self._committed(made.entries)
         return made
 
-    Writer._plan = broken  # type: ignore[method-assign]
+    _put(Writer, "_plan", broken)
 
 
 @_switch("Honest", "takes a COMMIT whose answer was lost for done")
@@ -124,7 +130,7 @@ def _believes() -> None:
     async def broken(self: Writer, *arguments: Any) -> bool:
         return True
 
-    Writer._is_committed = broken  # type: ignore[method-assign]
+    _put(Writer, "_is_committed", broken)
 
 
 @_switch("Honest", "acknowledges changes that it has rolled back")
@@ -137,7 +143,7 @@ def _forgets() -> None:
         else:
             await commit(connection, *arguments)
 
-    store.commit = broken
+    _put(store, "commit", broken)
 
 
 # Where a stream begins
@@ -154,7 +160,7 @@ def _leaps() -> None:
             return replace(begun, token=replace(token, position=token.position + 1))
         return begun
 
-    Streams._start = broken  # type: ignore[method-assign]
+    _put(Streams, "_start", broken)
 
 
 @_switch("Resumable", "accepts tokens of other logs")
@@ -165,7 +171,7 @@ def _trusts() -> None:
         seen = await self._event_hash(token.position)
         return await resume(self, replace(token, log_id=self._log_id, event_hash=seen), *arguments)
 
-    Streams._resume = broken  # type: ignore[method-assign]
+    _put(Streams, "_resume", broken)
 
 
 @_switch("Resumable", "refuses good tokens")
@@ -177,7 +183,7 @@ def _refuses() -> None:
             raise errors.diverged_token(token.position)
         return await resume(self, token, *arguments)
 
-    Streams._resume = broken  # type: ignore[method-assign]
+    _put(Streams, "_resume", broken)
 
 
 # What else a stream is told
@@ -189,7 +195,7 @@ def _break_streams(broken: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]
     def wrapped(self: Streams, request: WatchRequest) -> AsyncIterator[bytes]:
         return broken(stream(self, request))
 
-    Streams.stream = wrapped  # type: ignore[method-assign]
+    _put(Streams, "stream", wrapped)
 
 
 @_switch("Bookmarked", "begins a stream without a bookmark")
@@ -211,7 +217,7 @@ def _silent() -> None:
     def broken(self: Streams, request: WatchRequest) -> AsyncIterator[bytes]:
         return stream(self, replace(request, bookmark_interval=300.0))
 
-    Streams.stream = broken  # type: ignore[method-assign]
+    _put(Streams, "stream", broken)
 
 
 @_switch("Fair", "keeps everything for a stream that does not read")
@@ -262,4 +268,4 @@ def _overlooks() -> None:
             del rows[random.randrange(len(rows))]
         return rows, last, is_end
 
-    snapshot._read = broken
+    _put(snapshot, "_read", broken)

@@ -16,7 +16,8 @@ from tests.faults.asking import reason_of
 from tests.faults.following import Habit, channels, received, request_of, watch
 from tests.faults.journal import Journal
 from tests.faults.site import Site
-from tests.proof.records import Closed, Head, Message, Opened, Row, load, state
+from tests.harness import Database
+from tests.proof.records import Closed, Head, Message, Opened, Record, Row, load, state
 from tidings.users.v1 import users_pb2
 from user_service import tokens
 
@@ -27,13 +28,11 @@ _USERS = (
 )
 
 
-async def note_tables(site: Site) -> int:
-    """Writes down every user of the table and the feed's ends; returns the head."""
-    for row in await site.fetch(_USERS):
-        site.journal.note(Row(state(_user(row))))
-    [[earliest, head]] = await site.fetch("SELECT earliest_position, head_position FROM feed")
-    site.journal.note(Head(int(str(earliest)), int(str(head))))
-    return int(str(head))
+async def tables(database: Database) -> list[Record]:
+    """Every user of the table, and the feed's ends."""
+    rows = await database.fetch(_USERS)
+    [[earliest, head]] = await database.fetch("SELECT earliest_position, head_position FROM feed")
+    return [*(Row(state(_user(row))) for row in rows), Head(int(str(earliest)), int(str(head)))]
 
 
 def _user(row: tuple[Any, ...]) -> users_pb2.User:

@@ -23,7 +23,7 @@ from tests.faults.kinds import POSTGRES_FAULTS, REPLICA_FAULTS, Blow
 from tests.faults.site import Site
 from tests.harness.process import clean_environment
 from tests.proof.exercise import ALL_REPLICAS
-from tests.proof.records import Calm, Fault
+from tests.proof.records import Calm, Fault, Head
 
 _CALM = 6.0
 _LULL = 2.5
@@ -205,7 +205,9 @@ async def _end(settings: Settings, made: Site, writers: Part, readers: Part) -> 
         async with replica.lock:
             await replica.process.stop()
             await replica.revive()
-    head = await probes.note_tables(made)
+    for record in await probes.tables(made.database):
+        made.journal.note(record)
+        head = record.head if isinstance(record, Head) else 0
     await readers.ask(f"finish {head}")
     try:
         said = await readers.line(_LAST)

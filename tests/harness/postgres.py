@@ -82,10 +82,10 @@ class PostgresServer:
         self.server = server
 
     @classmethod
-    async def start(cls) -> PostgresServer:
-        """Starts a server on a directory of its own."""
+    async def start(cls, parent: Path | None = None) -> PostgresServer:
+        """Starts a server on a directory of its own, below `parent` or where temporary files are."""
         # Not below pytest's base directory, whose permissions other sessions reset.
-        directory = Path(tempfile.mkdtemp(prefix="tidings-test-"))
+        directory = Path(tempfile.mkdtemp(prefix="tidings-test-", dir=parent))
         server = await postgres.start(directory / "postgres", FLAGS)
         watchdog = subprocess.Popen(
             [sys.executable, "-S", "-E", "-c", _WATCHDOG, str(directory)],

@@ -53,16 +53,24 @@ async def _command(progress: Progress, finished: asyncio.Event) -> None:
         print(progress.received, flush=True)
 
 
+async def _save(journal: Journal) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        await journal.sure()
+
+
 async def _read(asked: argparse.Namespace) -> None:
     journal = Journal(Path(asked.directory) / "readers.jsonl")
     progress, finished = Progress(), asyncio.Event()
     addresses = asked.addresses.split(",")
-    commands = asyncio.create_task(_command(progress, finished))
+    others = [asyncio.create_task(_command(progress, finished)), asyncio.create_task(_save(journal))]
     async with asyncio.TaskGroup() as tasks:
         for habit in habits(len(addresses)):
             tasks.create_task(Subscriber(habit, addresses, asked.seed, journal, progress).run())
     finished.set()
-    commands.cancel()
+    for other in others:
+        other.cancel()
+    await asyncio.wait(others)
     journal.close()
     print("finished", flush=True)
 

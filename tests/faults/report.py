@@ -40,6 +40,7 @@ class Report:
         """What was not exercised enough."""
         missed = [tally.kind for tally in self.tallies if tally.hits < self.wanted_hits]
         missed += [verdict.promise for verdict in self.verdicts if not verdict.checked]
+        missed += ["the end"] if "ended early" in self.notes else []
         return missed + (["events"] if self.events < self.wanted_events else [])
 
     @property

@@ -20,7 +20,7 @@ import devstack.child
 from tests.faults import plan, probes, site, stuck
 from tests.faults.journal import Journal
 from tests.faults.kinds import POSTGRES_FAULTS, REPLICA_FAULTS, Blow
-from tests.faults.site import Site
+from tests.faults.site import GivenUpError, Site
 from tests.harness.process import clean_environment
 from tests.proof.exercise import ALL_REPLICAS
 from tests.proof.records import Calm, Fault, Head
@@ -106,8 +106,12 @@ async def run(settings: Settings) -> dict[str, object]:
                 _part("tests.faults.writers", *common, "--callers", str(settings.callers))
             )
             stack.callback(_keep_log, made, settings.directory)
-            await _storm(settings, made, writers)
-            return await _end(settings, made, writers, readers)
+            try:
+                await _storm(settings, made, writers)
+                await _end(settings, made, writers, readers)
+            except (GivenUpError, TimeoutError) as error:
+                return {"ended early": str(error) or "a part of the run did not answer", **_notes(settings, made)}
+            return _notes(settings, made)
     finally:
         journal.close()
 
@@ -196,7 +200,7 @@ async def _keep_still(made: Site, writers: Part) -> None:
             return
 
 
-async def _end(settings: Settings, made: Site, writers: Part, readers: Part) -> dict[str, object]:
+async def _end(settings: Settings, made: Site, writers: Part, readers: Part) -> None:
     settings.say("every change is settled")
     await writers.ask("stop")
     assert await writers.line(_LAST) == "settled"
@@ -217,6 +221,9 @@ async def _end(settings: Settings, made: Site, writers: Part, readers: Part) -> 
     assert said == "finished", said
     settings.say("old tokens and forged ones are tried")
     await probes.try_tokens(made, settings.directory, settings.seed)
+
+
+def _notes(settings: Settings, made: Site) -> dict[str, object]:
     errors = [
         record
         for replica in made.replicas

@@ -37,6 +37,10 @@ _REVIVAL = 90.0
 _MEMORY = Path("/dev/shm")
 
 
+class GivenUpError(Exception):
+    """The run cannot go on; what it wrote down until then is judged."""
+
+
 class Replica:
     """A replica and its proxy. Whoever does something to it holds `lock`."""
 
@@ -48,16 +52,21 @@ class Replica:
         self.died = 0
 
     async def revive(self) -> None:
-        """Starts it if it does not run, until it is ready. It may end because there is no database: then again."""
+        """Starts it if it does not run, until it is ready. It may end because there is no database: then again. One
+        that does not get ready is killed and started anew, as whoever watches its readiness would.
+        """
         deadline = time.monotonic() + _REVIVAL
         while True:
             if not self.process.alive:
                 await self.process.launch()
             try:
-                await self.process.wait_ready(_REVIVAL)
-            except AssertionError:
+                await self.process.wait_ready(_REVIVAL / 3)
+            except AssertionError as error:
                 if time.monotonic() > deadline:
-                    raise
+                    raise GivenUpError(f"replica {self.number} does not get ready") from error
+                if self.process.alive:
+                    self.died += 1
+                    await self.process.kill()
                 await asyncio.sleep(0.2)
             else:
                 return

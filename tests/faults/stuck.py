@@ -37,22 +37,29 @@ _PATIENCE = 15.0
 
 
 class _Witness:
-    """A stream that reads; counts the events after `base`."""
+    """A subscriber that reads, and goes on when its stream has become old."""
 
-    def __init__(self, channel: grpc.aio.Channel, base: int) -> None:
-        self._call = watch(channel, request_of(Habit("witness", "now"), "now", "", 0))
-        self._base = base
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self._token = ""
+        self.begun = asyncio.Event()
         self.received = 0
 
     async def run(self) -> None:
         """Reads until cancelled."""
-        async for data in self._call:
-            message = users_pb2.WatchUsersResponse.FromString(data)
-            self.received += len(message.events)
-
-    def cancel(self) -> None:
-        """Ends it."""
-        self._call.cancel()
+        habit = Habit("witness", "now")
+        while True:
+            call = watch(self._channel, request_of(habit, "token" if self._token else "now", self._token, 0))
+            try:
+                async for data in call:
+                    message = users_pb2.WatchUsersResponse.FromString(data)
+                    self.received += len(message.events)
+                    self._token = message.resume_token or self._token
+                    self.begun.set()
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.1)
+            finally:
+                call.cancel()
 
 
 async def trial(site: Site, chance: random.Random, path: Path) -> None:
@@ -68,13 +75,13 @@ async def trial(site: Site, chance: random.Random, path: Path) -> None:
     witnesses: list[_Witness] = []
     tasks: list[asyncio.Task[None]] = []
     try:
-        [[head]] = await site.fetch("SELECT head_position FROM feed")
         for channel in channels[:_STREAMS]:
             unread.append(watch(channel, request_of(Habit("stuck", "now"), "now", "", 0)))
             await unread[-1].read()
         for channel in channels[_STREAMS:]:
-            witnesses.append(_Witness(channel, int(str(head))))
+            witnesses.append(_Witness(channel))
             tasks.append(asyncio.create_task(witnesses[-1].run()))
+            await witnesses[-1].begun.wait()
         gc.collect()
         before = replica.memory
         name = uuid.UUID(int=chance.getrandbits(128)).hex[:8]
@@ -87,8 +94,8 @@ async def trial(site: Site, chance: random.Random, path: Path) -> None:
         )  # fmt: skip
         site.journal.note(record)
     finally:
-        for call in (*unread, *witnesses):
-            call.cancel()
+        for one in (*unread, *tasks):
+            one.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for channel in channels:
             await channel.close()

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.faults.site import Replica, Site
+from tests.faults.site import SEALS, SETTINGS, Replica, Site
 from tests.harness import Action, Fault, is_commit, sql_contains
 from tests.harness.wire import Message
 
@@ -158,6 +158,42 @@ async def drained(site: Site, replica: Replica, chance: random.Random, blow: Blo
     await replica.revive()
 
 
+# To a replica that seals old events and removes older ones
+
+
+async def killed_while_sealing(site: Site, replica: Replica, chance: random.Random, blow: Blow) -> None:
+    """SIGKILL while it moves events into a segment: before the statement, after it, or before COMMIT."""
+    seals = sql_contains("INSERT INTO segments")
+    action, when = chance.choice(
+        [(Action.HOLD_BEFORE, seals), (Action.HOLD_AFTER, seals), (Action.HOLD_BEFORE, is_commit)]
+    )
+    await _killed_at(replica, action, when, blow, "tidings-users-sealer")
+
+
+async def killed_while_removing(site: Site, replica: Replica, chance: random.Random, blow: Blow) -> None:
+    """SIGKILL while it removes segments whose time is over: before Postgres has got the statement, or after."""
+    action = chance.choice([Action.HOLD_BEFORE, Action.HOLD_AFTER])
+    deadline = time.monotonic() + _PATIENCE
+    while not blow.at and time.monotonic() < deadline:
+        edge = await _edge(site)
+        with _armed(replica, action, sql_contains("DELETE FROM segments"), "tidings-users-queries") as fault:
+            if not await _happens(fault):
+                return
+            # Most of the time there is nothing to remove.
+            due = await site.fetch(
+                "SELECT FROM segments WHERE last_time < now() - %s * interval '1 second'", SETTINGS["events_kept"]
+            )
+            if due if action is Action.HOLD_BEFORE else await _edge(site) > edge:
+                blow.now(hit=True)
+                await replica.process.kill()
+    await replica.revive()
+
+
+async def _edge(site: Site) -> int:
+    [[earliest]] = await site.fetch("SELECT earliest_position FROM feed")
+    return int(str(earliest))
+
+
 # To Postgres
 
 
@@ -198,6 +234,11 @@ REPLICA_FAULTS: dict[str, Strike] = {
     "database unreachable": unreachable,
     "service drained and restarted": drained,
 }
+if SEALS:
+    REPLICA_FAULTS |= {
+        "service killed while sealing": killed_while_sealing,
+        "service killed while removing old events": killed_while_removing,
+    }
 POSTGRES_FAULTS: dict[str, Strike] = {
     "Postgres backend killed (-9)": backend_killed,
     "Postgres stopped at once and restarted": postgres_crashed,

@@ -34,12 +34,14 @@ class Report:
     verdicts: list[Verdict]
     tallies: list[Tally]
     notes: dict[str, object]
+    unseen: int
 
     @property
     def missed(self) -> list[str]:
         """What was not exercised enough."""
         missed = [tally.kind for tally in self.tallies if tally.hits < self.wanted_hits]
         missed += [verdict.promise for verdict in self.verdicts if not verdict.checked]
+        missed += ["events that were removed before anybody had received them"] if self.unseen else []
         missed += ["the end"] if "ended early" in self.notes else []
         return missed + (["events"] if self.events < self.wanted_events else [])
 
@@ -68,7 +70,7 @@ def report(history: History, seed: int, seconds: float, notes: dict[str, object]
     wanted_events = int(_EVENTS * min(1.0, seconds / FULL_SECONDS))
     return Report(
         seed, seconds, history.received, wanted_hits(seconds), wanted_events,
-        judge(history), tallies(history, KINDS), notes,
+        judge(history), tallies(history, KINDS), notes, history.unseen,
     )  # fmt: skip
 
 

@@ -100,6 +100,11 @@ class History:
         return self._selected_since[key]
 
     @property
+    def unseen(self) -> int:
+        """Positions that were removed before anybody received them: nothing can be said of what was there."""
+        return sum(position not in self.log for position in range(self.base + 1, self.head.earliest))
+
+    @property
     def sessions(self) -> dict[str, list[Stream]]:
         """The streams of each session, in their order."""
         found: dict[str, list[Stream]] = defaultdict(list)

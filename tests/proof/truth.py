@@ -14,8 +14,9 @@ def honest(history: History) -> Verdict:
     for contradiction in history.contradictions:
         verdict.breaks(contradiction)
     _check_events(history, verdict)
-    _check_answers(history, verdict)
-    _check_tables(history, verdict)
+    if not history.unseen:
+        _check_answers(history, verdict)
+        _check_tables(history, verdict)
     return verdict
 
 

@@ -1,1 +1,5 @@
-"""Tests against real Postgres and real processes; `harness` holds what they share."""
+"""All tests. They import gRPC and start processes: its fork handlers, which run in between, may crash the child."""
+
+import os
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")

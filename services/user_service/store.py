@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Literal, NamedTuple
 
+import psycopg
 from google.protobuf import timestamp_pb2
 from sqlalchemy import (
     ARRAY,
@@ -344,6 +345,10 @@ async def forget_plans(connection: Connection) -> None:
 
 async def outcome(connection: Connection, xid: str) -> str | None:
     """What became of a transaction: `committed`, `aborted`, `in progress`, or None if it is too old to tell."""
-    cursor = await connection.execute(_XACT_STATUS, {"xid": xid})
+    try:
+        cursor = await connection.execute(_XACT_STATUS, {"xid": xid})
+    except psycopg.errors.InvalidParameterValue:
+        # An id "in the future": Postgres has crashed and knows nothing of the transaction.
+        return "aborted"
     row = await cursor.fetchone()
     return row[0] if row else None

@@ -30,8 +30,8 @@ SETTINGS: dict[str, object] = {
     "grace": 1,
 }
 
-# Whether this release seals and removes old events: soon, and little at a time. They are kept for longer than any outage
-# lasts, so that somebody receives each.
+# Whether this release seals and removes old events: soon, and little at a time. They are kept for longer than any
+# outage lasts, so that somebody receives each.
 SEALS = find_spec("user_service.sealer") is not None
 if SEALS:
     SETTINGS |= {

@@ -73,7 +73,8 @@ async def test_an_outcome_that_cannot_be_learnt_is_not_guessed(
     await _check_tables(users_database)
 
 
-async def test_a_transaction_id_that_is_used_again_after_a_crash_is_no_proof() -> None:
+@pytest.mark.parametrize("others", [0, 20], ids=["unknown", "used again"])
+async def test_a_transaction_that_a_crash_has_made_unheard_of_is_aborted(others: int) -> None:
     """Postgres forgets a transaction of which nothing had reached the disk, and gives its id to another."""
     services, server = Services(), await PostgresServer.start()
     try:
@@ -90,7 +91,7 @@ async def test_a_transaction_id_that_is_used_again_after_a_crash_is_no_proof() -
             await fault.happened()
             proxy.refusing = True
             await server.crash()
-            for _ in range(20):
+            for _ in range(others):
                 await found.fetch("SELECT pg_current_xact_id()")
             proxy.refusing = False
             fault.release()

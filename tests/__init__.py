@@ -1,5 +1,6 @@
-"""All tests. They import gRPC and start processes: its fork handlers, which run in between, may crash the child."""
+"""Tests against real Postgres and real processes; `harness` holds what they share."""
 
 import os
 
+# Tests start processes while gRPC's threads run: its fork handlers may crash the child before it becomes its program.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")

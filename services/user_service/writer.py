@@ -10,8 +10,8 @@ What always holds:
 - Calls and imports have a lane each and batches by turns: a call waits for one batch of imports at most, however many
   there are, and an import for one batch of calls. While calls come batches of imports are small.
 - A caller is answered only when the outcome is known. After a lost connection `pg_xact_status` is asked, by the
-  transaction's id noted before COMMIT, and the log, for an event of the batch; only a transaction known to be aborted is
-  tried again, and only for callers that still wait.
+  transaction's id noted before COMMIT, and the log, for an event of the batch; only a transaction known to be aborted
+  is tried again, and only for callers that still wait.
 """
 
 from __future__ import annotations
@@ -285,8 +285,8 @@ class Writer:
         """What became of a transaction whose COMMIT may have been sent. Raises _UnknownOutcomeError if it cannot be
         learnt.
 
-        Its id alone is no proof: after a crash Postgres gives the id of a transaction that left no trace to another. The
-        proof is an event that it wrote. (A transaction without any changed nobody; its retry is decided anew.)
+        Its id alone is no proof: after a crash Postgres gives the id of a transaction that left no trace to another.
+        The proof is an event that it wrote. (A transaction without any changed nobody; its retry is decided anew.)
         """
         deadline = time.monotonic() + self._unknown_outcome_wait
         while time.monotonic() < deadline:

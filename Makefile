@@ -118,6 +118,10 @@ proto: setup ## generate the Python code of protos/
 bench: setup ## the benchmarks (ARGS="replay --quick", ARGS=--help): ratios, JSON in bench/results/
 	$(BIN)/python -m bench $(ARGS)
 
+.PHONY: faults
+faults: setup ## kill, pause and cut everything for SECONDS (300), then judge the feed's promises; SEED=... repeats
+	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 .PHONY: clean
 clean: ## remove caches and .venv; data in .tidings/ stays
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

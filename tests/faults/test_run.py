@@ -24,7 +24,8 @@ _LANES = 3
 async def _run(path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     """Its exit code and what it wrote as JSON."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.faults", "--seed", "1", "--seconds", str(_SECONDS), "--json", str(path), *arguments,
+        sys.executable, "-m", "tests.faults",
+        "--seed", "1", "--seconds", str(_SECONDS), "--json", str(path), *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

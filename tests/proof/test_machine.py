@@ -1,7 +1,8 @@
 """A state machine of writers, subscribers and restarts: every answer is foretold, every promise is judged at the end.
 
 Hypothesis draws what happens next: changes that succeed and changes that must be refused, streams that begin anywhere,
-read a little, break off (also inside a group) and resume on another replica, replicas that are drained or killed.
+read a little, break off (also inside a group) and resume on another replica, replicas that are drained or killed, old
+events that are sealed and removed.
 A model of a few lines says what each call must be answered. At the end all streams are read to the head, and the
 validator of the fault run judges the records.
 """
@@ -14,6 +15,8 @@ import signal
 import time
 import uuid
 from collections.abc import Coroutine
+from datetime import timedelta
+from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 import grpc.aio
@@ -22,9 +25,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from servicekit import database
 from tests.faults.asking import reason_of
 from tests.faults.following import Habit, channels, received, request_of, watch
 from tests.faults.probes import tables
+from tests.faults.site import SEALS
 from tests.harness import Database, PostgresServer, ServiceProcess, Services
 from tests.proof.history import gather
 from tests.proof.promises import judge
@@ -64,6 +69,7 @@ class Follower:
         self._token = ""
         self.position = 0
         self.is_caught_up = False
+        self.is_lost = False
 
     @property
     def is_open(self) -> bool:
@@ -88,7 +94,10 @@ class Follower:
             async with asyncio.timeout(_PATIENCE):
                 data = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            self._close("server", error.code().name, reason_of(error)[0])
+            reason, metadata = reason_of(error)
+            # The validator will say whether rightly so.
+            self.is_lost = reason == "POSITION_EXPIRED"
+            self._close("server", error.code().name, reason, int(metadata.get("earliest_position", 0)))
             return None
         if data is grpc.aio.EOF:
             self._close("server", "OK", "")
@@ -106,8 +115,15 @@ class Follower:
             self._call.cancel()
             self._close("reader", "", reason)
 
-    def _close(self, by: str, code: str, reason: str) -> None:
-        self._records.append(Closed(self._stream, time.monotonic(), by, code, reason, 0))
+    async def read_to(self, position: int, channel: grpc.aio.Channel, replica: int) -> None:
+        """Everything up to a position, over as many streams as it takes, unless that is no longer retained."""
+        while not self.is_lost and (not self.is_caught_up or self.position < position):
+            if not self.is_open:
+                self.open(channel, replica)
+            await self.read()
+
+    def _close(self, by: str, code: str, reason: str, earliest: int = 0) -> None:
+        self._records.append(Closed(self._stream, time.monotonic(), by, code, reason, earliest))
         self._call = None
 
 
@@ -139,14 +155,17 @@ class Feed(RuleBasedStateMachine):
         """A database and replicas of one's own."""
 
         async def start() -> None:
-            self._database = database = await self.postgres.users_database()
+            self._database = made = await self.postgres.users_database()
             small = {"window_bytes": 1 << 20, "page_cache_bytes": 0, "drain_time": 1, "grace": 1}
-            self._replicas = [self._services.users(database, **small) for _ in range(_REPLICAS)]
+            self._replicas = [self._services.users(made, **small) for _ in range(_REPLICAS)]
             await asyncio.gather(*(replica.start() for replica in self._replicas))
             self._channels = channels([replica.address for replica in self._replicas])
             self._stubs = [users_pb2_grpc.UserServiceStub(channel) for channel in self._channels]
 
         self._do(start())
+        # Somebody must have received what is removed.
+        self._chronicle = Follower(Habit("", "earliest"), "chronicle", self._records)
+        self._followers.append(self._chronicle)
 
     # What must be answered
 
@@ -302,12 +321,47 @@ class Feed(RuleBasedStateMachine):
         """Wherever it is."""
         self._followers[which % len(self._followers)].cut()
 
-    @precondition(lambda self: any(not follower.is_open for follower in self._followers))
+    def _closed(self) -> list[Follower]:
+        return [follower for follower in self._followers if not follower.is_open and not follower.is_lost]
+
+    @precondition(lambda self: self._closed())
     @rule(which=_any, replica=_any)
     def resume(self, which: int, replica: int) -> None:
         """On any replica."""
-        closed = [follower for follower in self._followers if not follower.is_open]
+        closed = self._closed()
         self._open(closed[which % len(closed)], replica)
+
+    # Old events
+
+    @precondition(lambda _: SEALS)
+    @rule()
+    def seal(self) -> None:
+        """All of them, a few to a segment."""
+        sealer = import_module("user_service.sealer")
+
+        async def all_of_them() -> None:
+            assert self._database is not None
+            async with await self._database.connect() as connection:
+                while await sealer.seal(connection, sealer.Rules(3, 0, timedelta(hours=1))):
+                    pass
+
+        self._do(all_of_them())
+
+    @precondition(lambda _: SEALS)
+    @rule(replica=_any)
+    def retain(self, replica: int) -> None:
+        """Removes all that is sealed and that no open snapshot needs."""
+        retention = import_module("user_service.retention")
+        number = replica % _REPLICAS
+
+        async def remove() -> None:
+            assert self._database is not None
+            await self._chronicle.read_to(self._head, self._channels[number], number)
+            async with database.pool(self._database.admin_url, "test", size=1) as pool:
+                while await retention.expire(pool, timedelta(0), None) is not None:
+                    pass
+
+        self._do(remove())
 
     # Replicas
 
@@ -345,10 +399,8 @@ class Feed(RuleBasedStateMachine):
             self._followers.append(Follower(Habit("", "earliest"), f"last {number}", self._records))
             self._followers.append(Follower(Habit("", "snapshot"), f"last copy {number}", self._records))
         for number, follower in enumerate(self._followers):
-            while not follower.is_caught_up or follower.position < self._head:
-                if not follower.is_open:
-                    follower.open(self._channels[number % _REPLICAS], number % _REPLICAS)
-                await follower.read()
+            replica = number % _REPLICAS
+            await follower.read_to(self._head, self._channels[replica], replica)
             follower.cut("finished")
         assert self._database is not None
         self._records += await tables(self._database)

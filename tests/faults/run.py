@@ -46,6 +46,13 @@ class Settings:
     broken: str | None = None
     say: Callable[[str], None] = lambda _: None
 
+    @property
+    def kept(self) -> float:
+        """How long events are kept where old ones are removed: not for long, but so long that somebody receives each
+        before, whatever is out of order.
+        """
+        return min(max(10.0, self.seconds / 5), 60.0)
+
 
 class Part:
     """A process of the run that is commanded by lines; each command is answered by a line."""
@@ -95,7 +102,9 @@ async def run(settings: Settings) -> dict[str, object]:
     journal = Journal(settings.directory / "run.jsonl")
     try:
         async with AsyncExitStack() as stack:
-            made = await stack.enter_async_context(site.opened(settings.replicas, journal, settings.broken))
+            made = await stack.enter_async_context(
+                site.opened(settings.replicas, journal, settings.broken, settings.kept)
+            )
             common = (
                 "--addresses", ",".join(made.addresses),
                 "--directory", str(settings.directory),

@@ -30,8 +30,7 @@ SETTINGS: dict[str, object] = {
     "grace": 1,
 }
 
-# Whether this release seals and removes old events: soon, and little at a time. They are kept for longer than any
-# outage lasts, so that somebody receives each.
+# Whether this release seals and removes old events: soon, and little at a time.
 SEALS = find_spec("user_service.sealer") is not None
 if SEALS:
     SETTINGS |= {
@@ -39,7 +38,6 @@ if SEALS:
         "segment_span": 5,
         "unsealed_events": 200,
         "seal_interval": 0.3,
-        "events_kept": 15,
         "retention_interval": 0.5,
     }
 # What a snapshot that was never ended keeps from being removed for, instead of an hour; in seconds.
@@ -95,11 +93,14 @@ class Replica:
 class Site:
     """All of it."""
 
-    def __init__(self, postgres: PostgresServer, database: Database, replicas: list[Replica], journal: Journal) -> None:
+    def __init__(
+        self, postgres: PostgresServer, database: Database, replicas: list[Replica], journal: Journal, kept: float
+    ) -> None:
         self.postgres = postgres
         self.database = database
         self.replicas = replicas
         self.journal = journal
+        self.kept = kept
 
     @property
     def addresses(self) -> list[str]:
@@ -142,8 +143,10 @@ class Site:
 
 
 @asynccontextmanager
-async def opened(replicas: int, journal: Journal, broken: str | None) -> AsyncIterator[Site]:
-    """A site with everything ready; ends it all. With `broken` the service runs with that fault switch."""
+async def opened(replicas: int, journal: Journal, broken: str | None, kept: float) -> AsyncIterator[Site]:
+    """A site with everything ready; ends it all. With `broken` the service runs with that fault switch. Events are kept
+    for `kept` seconds where old ones are removed.
+    """
     async with AsyncExitStack() as stack:
         postgres = await PostgresServer.start(_MEMORY if _MEMORY.is_dir() else None)
         stack.push_async_callback(postgres.stop)
@@ -154,10 +157,12 @@ async def opened(replicas: int, journal: Journal, broken: str | None) -> AsyncIt
         for number in range(replicas):
             proxy = await stack.enter_async_context(PostgresProxy(postgres.server.socket_dir))
             command = ("tests.faults.broken", broken, "serve") if broken else ("user_service", "serve")
-            process = services.users(proxy.url(database), command, **SETTINGS)
+            process = services.users(
+                proxy.url(database), command, **SETTINGS, **({"events_kept": kept} if SEALS else {})
+            )
             made.append(Replica(number, process, proxy))
         await asyncio.gather(*(replica.process.start() for replica in made))
-        site = Site(postgres, database, made, journal)
+        site = Site(postgres, database, made, journal, kept)
         watching = [asyncio.create_task(site.supervise()), asyncio.create_task(site.hurry())]
         try:
             yield site

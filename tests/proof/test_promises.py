@@ -289,6 +289,21 @@ def test_a_group_that_is_not_whole_is_broken() -> None:
     assert _broken(doctored).keys() == {"Atomic"}
 
 
+def test_of_what_was_removed_before_anybody_received_it_nothing_is_said() -> None:
+    """The first events are in no stream; the feed begins after them."""
+    records = [
+        record._replace(events=[event for event in record.events if event.position > 3])
+        if isinstance(record, Message) and record.stream == "now/2"
+        else record
+        for record in _honest()
+        if not (isinstance(record, Opened | Message | Closed))
+    ]
+    later = _stream("now/2", 16, "earliest", _begin(3), _message(3, 6))
+    history = gather([*(record for record in records if not isinstance(record, Head)), *later, Head(4, 6)])
+    assert history.unseen == 3
+    assert {verdict.promise: verdict.examples for verdict in judge(history) if verdict.broken} == {}
+
+
 def test_an_unknown_outcome_may_have_happened_once_but_not_twice() -> None:
     unknown = _replaced(Outcome("d", 8, "done", "", [B1X]), Outcome("d", 8, "unsure", "UNAVAILABLE", []))(_honest())
     assert _broken(unknown) == {}

@@ -140,6 +140,8 @@ def _apply(copy: dict[str, State], event: Event) -> None:
 
 def _check_named(history: History, stream: Stream, at: int, named: set[str], verdict: Verdict) -> None:
     """Who was living and selected at the snapshot's position and from then on must have been named."""
+    if history.unseen:
+        return
     for user_id, since in history.selected_since(stream.opened.selection).items():
         if since <= at and user_id not in named:
             verdict.breaks(f"{stream.opened.stream}: user {user_id} was living at {at} and is not named")

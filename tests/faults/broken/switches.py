@@ -90,19 +90,23 @@ def _repeats() -> None:
 
 @_switch("Atomic", "offers a token inside a group")
 def _splits() -> None:
-    after, read = Window.after, reads.events
+    after, read = Window.after, reads.page
 
     def ends(entries: list[Entry]) -> list[Entry]:
-        return [entry._replace(group_end=True) for entry in entries] if _once_in(10) else entries
+        return [entry._replace(group_end=True) for entry in entries]
 
     def broken_after(self: Window, position: int, limit: int) -> list[Entry]:
-        return ends(after(self, position, limit))
+        entries = after(self, position, limit)
+        return ends(entries) if _once_in(10) else entries
 
-    async def broken_read(*arguments: Any) -> list[Entry]:
-        return ends(await read(*arguments))
+    async def broken_read(*arguments: Any) -> reads.Page | None:
+        page = await read(*arguments)
+        if page is None or not _once_in(10):
+            return page
+        return replace(page, group_end=True, entries=lambda: ends(page.entries()))
 
     _put(Window, "after", broken_after)
-    _put(reads, "events", broken_read)
+    _put(reads, "page", broken_read)
 
 
 @_switch("Atomic", "sends messages of more than 1 MiB")
@@ -192,8 +196,8 @@ def _refuses() -> None:
 def _break_streams(broken: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]) -> None:
     stream = Streams.stream
 
-    def wrapped(self: Streams, request: WatchRequest) -> AsyncIterator[bytes]:
-        return broken(stream(self, request))
+    def wrapped(self: Streams, request: WatchRequest, caller: str) -> AsyncIterator[bytes]:
+        return broken(stream(self, request, caller))
 
     _put(Streams, "stream", wrapped)
 
@@ -214,8 +218,8 @@ def _mute() -> None:
 def _silent() -> None:
     stream = Streams.stream
 
-    def broken(self: Streams, request: WatchRequest) -> AsyncIterator[bytes]:
-        return stream(self, replace(request, bookmark_interval=300.0))
+    def broken(self: Streams, request: WatchRequest, caller: str) -> AsyncIterator[bytes]:
+        return stream(self, replace(request, bookmark_interval=300.0), caller)
 
     _put(Streams, "stream", broken)
 

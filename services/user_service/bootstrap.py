@@ -17,6 +17,7 @@ from user_service.messages import Messages
 from user_service.settings import UserServiceSettings
 from user_service.tables import SCHEMA_REVISION
 from user_service.tailer import Tailer
+from user_service.turns import Turns
 from user_service.watch import Streams
 from user_service.window import Window
 from user_service.writer import Writer
@@ -43,21 +44,15 @@ async def _serve(settings: UserServiceSettings, entrance: Entrance, url: str, qu
     background = Background()
     async with queries.connection() as connection:
         state = await reads.feed_state(connection)
-    window = Window(settings.window_bytes)
+
+    def callers_wait() -> bool:
+        return not writer.is_idle
+
+    window = Window(settings.window_bytes, callers_wait)
     window.reset(state.head, state.head_time)
     tailer = Tailer(url, window, settings.poll_interval)
     messages = Messages(
         state.log_id, history, window, readers=settings.catch_up_readers, cache_bytes=settings.page_cache_bytes
-    )
-    streams = Streams(
-        queries,
-        window,
-        messages,
-        state,
-        max_streams=settings.max_streams,
-        max_streams_per_caller=settings.max_streams_per_caller,
-        max_stream_age=settings.max_stream_age,
-        reconnect_spread=settings.reconnect_spread,
     )
     writer = Writer(
         url,
@@ -69,6 +64,17 @@ async def _serve(settings: UserServiceSettings, entrance: Entrance, url: str, qu
         queue_limit_per_caller=settings.queue_limit_per_caller,
         deleted_kept=settings.deleted_kept,
         unknown_outcome_wait=settings.unknown_outcome_wait,
+    )
+    streams = Streams(
+        queries,
+        window,
+        messages,
+        Turns(callers_wait),
+        state,
+        max_streams=settings.max_streams,
+        max_streams_per_caller=settings.max_streams_per_caller,
+        max_stream_age=settings.max_stream_age,
+        reconnect_spread=settings.reconnect_spread,
     )
     imports = Imports(writer, max_imports=settings.max_imports)
     health = rpc.Health(_SERVICE.full_name)

@@ -29,6 +29,7 @@ from user_service import errors, reads, snapshot, tokens
 from user_service.messages import BrokenLogError, Messages
 from user_service.reads import FeedState
 from user_service.track import Track
+from user_service.turns import Turns
 from user_service.watch_request import WatchRequest
 from user_service.window import Window
 
@@ -56,6 +57,7 @@ class Streams:
         pool: Pool,
         window: Window,
         messages: Messages,
+        turns: Turns,
         state: FeedState,
         *,
         max_streams: int,
@@ -67,6 +69,7 @@ class Streams:
         self._window = window
         self._messages = messages
         self._log_id = state.log_id
+        self._turns = turns
         self._life = Life(
             limit=max_streams,
             limit_per_caller=max_streams_per_caller,
@@ -82,6 +85,7 @@ class Streams:
     async def stream(self, request: WatchRequest, caller: str) -> AsyncIterator[bytes]:
         """The messages of one stream, encoded. Ends by itself only with a drain."""
         with self._life.one(caller) as old:
+            await self._turns.mine()
             start = await self._start(request)
             token = start.token
             track = Track(request.bookmark_interval, token.position, tokens.encode(token), token.position)
@@ -109,6 +113,7 @@ class Streams:
                     yield self._bookmark(track)
                 if self._life.is_over(old):
                     return
+                await self._turns.mine()
         track.token = tokens.encode(replace(token, snapshot=None))
         yield track.mark(snapshot_end=_Response.SnapshotEnd(position=position))
         try:
@@ -133,6 +138,8 @@ class Streams:
                     yield self._fell_behind(scanned, track)
                 if live and request.linger:
                     await self._linger(scanned, request, track, old)
+                if not live:
+                    await self._turns.mine()
                 message = await self._messages.after(
                     scanned, request.selection, request.max_batch, request.include_previous
                 )

@@ -9,7 +9,7 @@ gRPC message costs about the same however little it carries.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from user_service.events import Entry
@@ -17,13 +17,18 @@ from user_service.events import Entry
 # What sending one message to one stream takes, roughly: streams are not woken faster than they can be served.
 _MESSAGE_SECONDS = 0.00015
 _LONGEST_PACE = 0.25
+# So many are woken in one turn of the event loop. While callers wait for a commit they get a moment before the next,
+# in seconds.
+_AT_ONCE = 32
+_PAUSE = 0.001
 
 
 class Window:
     """A contiguous run of the newest events. Use from one event loop."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, callers_wait: Callable[[], bool] = lambda: False) -> None:
         self._limit = limit_bytes
+        self._callers_wait = callers_wait
         self._entries: list[Entry] = []
         self._bytes = 0
         self._waiters: set[asyncio.Future[None]] = set()
@@ -107,9 +112,15 @@ class Window:
     def wake_all(self) -> None:
         """Wakes every waiting stream, for an event or because the server drains."""
         waiters, self._waiters = self._waiters, set()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._wake_some(list(waiters))
+
+    def _wake_some(self, waiters: list[asyncio.Future[None]]) -> None:
+        for waiter in waiters[:_AT_ONCE]:
+            _set(waiter)
+        rest = waiters[_AT_ONCE:]
+        if rest:
+            pause = _PAUSE if self._callers_wait() else 0
+            asyncio.get_running_loop().call_later(pause, self._wake_some, rest)
 
     async def wait(self, until: float) -> None:
         """Returns at the next wake-up, or at a time of the loop's clock."""

@@ -140,6 +140,11 @@ class Writer:
         self._arrived.set()
         return outcomes
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for a commit."""
+        return self._idle.is_set()
+
     async def close(self, timeout: float) -> None:
         """Refuses new units and waits until the queued ones are answered, at most `timeout` seconds."""
         self._closed = True

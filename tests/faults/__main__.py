@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -83,9 +84,15 @@ def _all_broken(asked: argparse.Namespace, console: Console, seed: int, seconds:
     return KEPT if all(found) else BROKEN
 
 
+def _terminated(signum: int, _: object) -> None:
+    raise SystemExit(128 + signum)
+
+
 def main() -> int:
     """Runs; returns the exit code."""
     asked = _arguments()
+    # Everything that was started is ended also then.
+    signal.signal(signal.SIGTERM, _terminated)
     console = Console(soft_wrap=True)
     seed = random.SystemRandom().randrange(1_000_000) if asked.seed is None else asked.seed
     seconds = asked.seconds or (_BROKEN_SECONDS if asked.broken else 300.0)

@@ -51,7 +51,7 @@ class Settings:
         """How long events are kept where old ones are removed: not for long, but so long that somebody receives each
         before, whatever is out of order.
         """
-        return min(max(10.0, self.seconds / 5), 60.0)
+        return min(max(10.0, self.seconds / 10), 60.0)
 
 
 class Part:
@@ -230,6 +230,8 @@ async def _end(settings: Settings, made: Site, writers: Part, readers: Part) -> 
     assert said == "finished", said
     settings.say("old tokens and forged ones are tried")
     await probes.try_tokens(made, settings.directory, settings.seed)
+    # Meanwhile old events were removed.
+    made.journal.note((await probes.tables(made.database))[-1])
 
 
 def _notes(settings: Settings, made: Site) -> dict[str, object]:

@@ -25,6 +25,13 @@ from user_service.writer import Writer
 log = logs.get(__name__)
 
 NAME = "tidings-users"
+# Pages of the log are few statements run very often, always by an index: planned once, and not by how little there was
+# at that time.
+_HISTORY_SESSION: dict[str, str | int] = {
+    "statement_timeout": "30s",
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+}
 _SERVICE = users_pb2.DESCRIPTOR.services_by_name["UserService"]
 
 
@@ -34,7 +41,7 @@ async def serve(settings: UserServiceSettings) -> int:
     url = settings.database_url.get_secret_value()
     await schema.wait(url, NAME, SCHEMA_REVISION)
     queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, statement_timeout="10s")
-    history = database.pool(url, f"{NAME}-history", size=settings.catch_up_readers, statement_timeout="30s")
+    history = database.pool(url, f"{NAME}-history", size=settings.catch_up_readers, **_HISTORY_SESSION)
     with telemetry.tracing(NAME):
         async with queries, history:
             return await _serve(settings, entrance, url, queries, history)

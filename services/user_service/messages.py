@@ -34,6 +34,8 @@ log = logs.get(__name__)
 PAGE = 1000
 # A scan for selected events in the window looks at this many at least, however few fit into a message.
 _LEAST_SCAN = 100
+# Pages that are kept: streams follow each other, and what one reads ahead it wants next.
+_PAGES = 16
 # What a kept message costs besides its bytes, roughly.
 _OVERHEAD = 500
 
@@ -82,7 +84,7 @@ class Messages:
         self._cache: OrderedDict[_Key, Message] = OrderedDict()
         self._cache_bytes = 0
         self._cache_limit = cache_bytes
-        self._reading: dict[tuple[int, int], asyncio.Task[Page]] = {}
+        self._pages: OrderedDict[tuple[int, int], asyncio.Task[Page]] = OrderedDict()
         self.broken = False
 
     async def after(self, position: int, selection: Selection, max_batch: int, include_previous: bool) -> Message:
@@ -91,11 +93,12 @@ class Messages:
         Raises POSITION_EXPIRED, DATABASE_UNAVAILABLE, or BrokenLogError.
         """
         live = self._window.covers(position)
-        end = self._window.head if live else min(self._window.head, position // PAGE * PAGE + PAGE)
-        size = max_batch
-        if selection.digest:
-            size = min(max(max_batch, _LEAST_SCAN), PAGE) if live else PAGE
-        upto = min(end, position + size)
+        if live:
+            size = min(max(max_batch, _LEAST_SCAN), PAGE) if selection.digest else max_batch
+            upto = min(self._window.head, position + size)
+        else:
+            size = PAGE if selection.digest else max_batch
+            upto = self._page_end(position, size)
         # What follows a position far behind does not grow any more, wherever its page ends.
         key = _Key(position, upto if live else 0, max_batch, include_previous, selection.digest)
         message = self._cache.get(key)
@@ -106,7 +109,10 @@ class Messages:
             message = next(self._build(key, selection, self._window.after(position, upto - position)))
             self._keep(key, message)
             return message
-        page = await self._page(position, upto)
+        page = await asyncio.shield(self._page(position, upto))
+        if not self._window.covers(page.position):
+            # Is read while this one is sent.
+            self._page(page.position, self._page_end(page.position, size))
         # Another stream may have built it after the same read.
         message = self._cache.get(key)
         if message is None:
@@ -130,14 +136,27 @@ class Messages:
             except psycopg.OperationalError as error:
                 raise errors.database_unavailable() from error
 
-    async def _page(self, after: int, upto: int) -> Page:
-        # Streams that want the same page share one read, which goes on if the one that began it is cancelled.
-        reading = self._reading.get((after, upto))
-        if reading is None:
-            reading = asyncio.create_task(self._read(after, upto))
-            self._reading[after, upto] = reading
-            reading.add_done_callback(lambda _: self._reading.pop((after, upto), None))
-        return await asyncio.shield(reading)
+    def _page_end(self, position: int, size: int) -> int:
+        """Where the page after a position ends if it is not sealed."""
+        return min(self._window.head, position // PAGE * PAGE + PAGE, position + size)
+
+    def _page(self, after: int, upto: int) -> asyncio.Task[Page]:
+        """A page, being read or at hand: streams that want the same one share one read, which goes on if the one that
+        began it is cancelled.
+        """
+        key = (after, upto)
+        page = self._pages.get(key)
+        if page is None:
+            page = self._pages[key] = asyncio.create_task(self._read(after, upto))
+            page.add_done_callback(lambda done: self._forget_failure(key, done))
+            if len(self._pages) > _PAGES:
+                self._pages.popitem(last=False)
+        return page
+
+    def _forget_failure(self, key: tuple[int, int], page: asyncio.Task[Page]) -> None:
+        # Asking for the exception is what tells asyncio that somebody knows of it.
+        if (page.cancelled() or page.exception()) and self._pages.get(key) is page:
+            del self._pages[key]
 
     async def _read(self, after: int, upto: int) -> Page:
         async with self.reader() as connection:

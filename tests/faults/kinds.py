@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.faults.site import SEALS, Replica, Site
+from tests.faults.site import Replica, Site
 from tests.harness import Action, Fault, is_commit, sql_contains
 from tests.harness.wire import Message
 
@@ -232,12 +232,9 @@ REPLICA_FAULTS: dict[str, Strike] = {
     "connection cut after COMMIT, outcome asked": cut_after_commit,
     "database unreachable": unreachable,
     "service drained and restarted": drained,
+    "service killed while sealing": killed_while_sealing,
+    "service killed while removing old events": killed_while_removing,
 }
-if SEALS:
-    REPLICA_FAULTS |= {
-        "service killed while sealing": killed_while_sealing,
-        "service killed while removing old events": killed_while_removing,
-    }
 POSTGRES_FAULTS: dict[str, Strike] = {
     "Postgres backend killed (-9)": backend_killed,
     "Postgres stopped at once and restarted": postgres_crashed,

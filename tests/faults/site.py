@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -28,18 +27,14 @@ SETTINGS: dict[str, object] = {
     "drain_time": 1,
     "reconnect_spread": 0.5,
     "grace": 1,
+    # Old events are sealed and removed soon, and few at a time.
+    "segment_events": 50,
+    "segment_span": 5,
+    "unsealed_events": 200,
+    "seal_interval": 0.3,
+    "retention_interval": 0.5,
 }
 
-# Whether this release seals and removes old events: soon, and little at a time.
-SEALS = find_spec("user_service.sealer") is not None
-if SEALS:
-    SETTINGS |= {
-        "segment_events": 50,
-        "segment_span": 5,
-        "unsealed_events": 200,
-        "seal_interval": 0.3,
-        "retention_interval": 0.5,
-    }
 # What a snapshot that was never ended keeps from being removed for, instead of an hour; in seconds.
 _SNAPSHOTS_KEPT = 8
 
@@ -157,9 +152,7 @@ async def opened(replicas: int, journal: Journal, broken: str | None, kept: floa
         for number in range(replicas):
             proxy = await stack.enter_async_context(PostgresProxy(postgres.server.socket_dir))
             command = ("tests.faults.broken", broken, "serve") if broken else ("user_service", "serve")
-            process = services.users(
-                proxy.url(database), command, **SETTINGS, **({"events_kept": kept} if SEALS else {})
-            )
+            process = services.users(proxy.url(database), command, **SETTINGS, events_kept=kept)
             made.append(Replica(number, process, proxy))
         await asyncio.gather(*(replica.process.start() for replica in made))
         site = Site(postgres, database, made, journal, kept)

@@ -16,7 +16,6 @@ import time
 import uuid
 from collections.abc import Coroutine
 from datetime import timedelta
-from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 import grpc.aio
@@ -29,12 +28,12 @@ from servicekit import database
 from tests.faults.asking import reason_of
 from tests.faults.following import Habit, channels, received, request_of, watch
 from tests.faults.probes import tables
-from tests.faults.site import SEALS
 from tests.harness import Database, PostgresServer, ServiceProcess, Services
 from tests.proof.history import gather
 from tests.proof.promises import judge
 from tests.proof.records import Attempt, Closed, Intent, Message, Opened, Outcome, Record, state
 from tidings.users.v1 import users_pb2, users_pb2_grpc
+from user_service import retention, sealer
 
 _REPLICAS = 2
 _PATIENCE = 30.0
@@ -333,11 +332,9 @@ class Feed(RuleBasedStateMachine):
 
     # Old events
 
-    @precondition(lambda _: SEALS)
     @rule()
     def seal(self) -> None:
         """All of them, a few to a segment."""
-        sealer = import_module("user_service.sealer")
 
         async def all_of_them() -> None:
             assert self._database is not None
@@ -347,11 +344,9 @@ class Feed(RuleBasedStateMachine):
 
         self._do(all_of_them())
 
-    @precondition(lambda _: SEALS)
     @rule(replica=_any)
     def retain(self, replica: int) -> None:
         """Removes all that is sealed and that no open snapshot needs."""
-        retention = import_module("user_service.retention")
         number = replica % _REPLICAS
 
         async def remove() -> None:

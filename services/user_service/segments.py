@@ -4,7 +4,8 @@ each event a record of fixed size with what else the feed must know of it.
 Postgres packs (`packed`), so that sealing takes no event through this process, and Python unpacks (`unpack`). Both
 follow `_LAYOUT`, which must stay as it is for as long as rows are kept that were packed by it. The n-th event of a
 segment has the position `first_position` + n and the n-th record. The columns are stored as they are, out of line and
-not compressed: Postgres then reads a record (`nth_record`) without the rest.
+not compressed: Postgres then reads one record (`nth_record`) without the rest. Its own compression took three tenths of
+the room, a fifth longer to read and twice as long to write, and LZ4 is not in every build of Postgres.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ async def test_what_is_stored_beside_an_event_is_what_the_event_says(databases: 
 async def test_going_back_before_segments_brings_every_event_back(databases: Databases, services: Services) -> None:
     made = await databases.users()
     service = await services.users(
-        made, segment_events=3, unsealed_events=2, seal_interval=0.05, segment_span=3600
+        made, segment_events=3, unsealed_events=3, seal_interval=0.05, segment_span=3600
     ).start()
     stub = stub_of(service)
     for _ in range(4):

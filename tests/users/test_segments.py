@@ -177,6 +177,17 @@ def test_when_a_segment_is_due(
     assert sealer.cut(loose, Rules(size, unsealed, _DAY), len(loose), _NOW) == last
 
 
+async def test_a_hole_is_not_sealed_over(users_database: Database) -> None:
+    parts = [(bytes(16), True, timedelta(0), b"element", None, bytes(16), 1, 0)] * 9
+    async with await database.connect(users_database.url, "test") as connection:
+        await _store(connection, _log(parts))
+        await connection.execute("DELETE FROM user_events WHERE position = 6")
+        assert await _seal_all(connection, Rules(4, 0, _DAY)) == 1
+        assert await reads.page(connection, 4, 9) is None
+    assert await users_database.fetch("SELECT first_position, last_position FROM segments") == [(1, 4)]
+    assert await users_database.fetch("SELECT count(*) FROM user_events") == [(4,)]
+
+
 async def _change_users(stub: Stub, count: int, **fields: object) -> None:
     """Creations, updates, a deletion and an undeletion, and groups between them."""
     for number in range(count):

@@ -123,6 +123,6 @@ faults: setup ## kill, pause and cut everything for SECONDS (300), then judge th
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 .PHONY: clean
-clean: ## remove caches and .venv; data in .tidings/ stays
-	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+clean: ## remove caches, .venv and node_modules; data in .tidings/ stays
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist tests/js/node_modules
 	find . -name __pycache__ -type d -prune -not -path './.tidings/*' -exec rm -rf {} +

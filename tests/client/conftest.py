@@ -1,4 +1,4 @@
-"""A server that plays scripts, and the messages they are made of."""
+"""A server that plays scripts, and the messages they are made of; a user service that is real."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from google.protobuf import any_pb2, duration_pb2, timestamp_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from tests.harness import PostgresServer, ServiceProcess, Services
 from tidings.client import Batch, UserFeed, connect, follow
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
@@ -229,3 +230,12 @@ async def channel(users: ScriptedUsers) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to it."""
     async with connect(users.address) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+async def real(postgres: PostgresServer) -> AsyncIterator[ServiceProcess]:
+    """A user service for a whole module."""
+    database, services = await postgres.users_database(), Services()
+    yield await services.users(database).start()
+    await services.stop()
+    await postgres.drop(database)

@@ -14,8 +14,10 @@ instance, cancels the call, and is raised once the call has ended. Do not fork o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
+import sys
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Generator, Mapping
 from concurrent.futures import Future
@@ -71,7 +73,7 @@ class Channel:
             coroutine.close()
             raise TidingsError("the channel is closed")
         try:
-            return _Job(self._jobs).result_of(coroutine)
+            return _Job(self._jobs, lambda: self.is_closed).result_of(coroutine)
         except asyncio.CancelledError:
             if self.is_closed:
                 raise TidingsError("the channel was closed") from None
@@ -194,8 +196,24 @@ def _iterated(channel: Channel, items: AsyncGenerator[T, None]) -> Generator[T, 
                 raise
             yield item
     finally:
-        if not channel.is_closed:
-            channel.run(items.aclose())
+        _end(items)
+
+
+def _end(items: AsyncGenerator[Any, None]) -> None:
+    """Ends an iteration and its call, whoever wants that and wherever."""
+    if sys.is_finalizing():
+        return
+    loop = _loop()
+    if _runs_here(loop):
+        loop.call_soon(loop.create_task, _closed(items))
+    else:
+        _Job(set()).result_of(_closed(items))
+
+
+async def _closed(items: AsyncGenerator[Any, None]) -> None:
+    # Who was interrupted twice no longer waits for the end of what it has cancelled, which ends the iteration too.
+    with contextlib.suppress(RuntimeError):
+        await items.aclose()
 
 
 async def _next(items: AsyncGenerator[T, None]) -> T:
@@ -234,22 +252,30 @@ def _answer(answer: Future[T], function: Callable[[], T]) -> None:
 
 
 class _Job:
-    """A coroutine that runs in the loop while a thread waits for it."""
+    """A coroutine that runs in the loop while a thread waits for it, one of those `running`. It is cancelled at once if
+    nothing is to be begun.
+    """
 
-    def __init__(self, running: set[asyncio.Task[Any]]) -> None:
+    def __init__(self, running: set[asyncio.Task[Any]], is_over: Callable[[], bool] = lambda: False) -> None:
         self._running = running
+        self._is_over = is_over
         self._errands: _Errands = SimpleQueue()
         self._task: asyncio.Task[Any] | None = None
 
     def result_of(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Waits for the coroutine's end; whatever interrupts that is raised after the end."""
         loop = _loop()
+        if _runs_here(loop):
+            coroutine.close()
+            raise RuntimeError("a blocking call in the client's event loop would wait for itself")
         try:
             loop.call_soon_threadsafe(self._begin, coroutine)
             self._serve()
         except BaseException:
             loop.call_soon_threadsafe(self._cancel)
             self._serve()
+            if self._task is None:
+                coroutine.close()
             raise
         assert self._task is not None  # noqa: S101 - it has ended
         result: T = self._task.result()
@@ -267,6 +293,9 @@ class _Job:
         self._task = asyncio.get_running_loop().create_task(coroutine, context=context)
         self._running.add(self._task)
         self._task.add_done_callback(self._end)
+        if self._is_over():
+            # The channel may have been closed since the thread looked; what is begun afterwards nobody else cancels.
+            self._task.cancel()
 
     def _cancel(self) -> None:
         if self._task is None or not self._task.cancel():
@@ -290,3 +319,11 @@ def _loop() -> asyncio.AbstractEventLoop:
             threading.Thread(target=loop.run_forever, name="tidings-client", daemon=True).start()
             _started.append(loop)
         return _started[0]
+
+
+def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this thread is the loop's."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

@@ -16,7 +16,18 @@ import grpc.aio
 import pytest
 
 from tests.client.conftest import positions, take
-from tests.harness import Action, Database, Databases, PostgresProxy, ServiceProcess, Services, sql_contains, until
+from tests.harness import (
+    Action,
+    Database,
+    Databases,
+    Message,
+    PostgresProxy,
+    ServiceProcess,
+    Services,
+    is_commit,
+    sql_contains,
+    until,
+)
 from tidings.client import (
     ApiError,
     Batch,
@@ -253,9 +264,10 @@ class TestTheCallersTransaction:
                 await until(lambda: self._is(mine, f"SELECT count(*) >= {len(ids)} FROM copied_users"))
                 await users.create(_user())
                 await until(lambda: self._is(mine, "SELECT count(*) = 1 FROM changes"))
-            async with _writing(users, ids):
-                for _ in range(8):
-                    await self._run_and_kill(real, mine, chance.uniform(0, 0.4))
+            # Two at once, of which only one moves the place at a time.
+            async with _writing(users, ids), asyncio.TaskGroup() as group:
+                for _ in range(2):
+                    group.create_task(self._run_and_kill_often(real, mine, 4))
             head = (await users.feed()).head_position
             async with self._running(real, mine):
                 await until(lambda: self._is(mine, f"SELECT max(position) = {head} FROM changes"))
@@ -266,6 +278,51 @@ class TestTheCallersTransaction:
         assert sorted(copied) == sorted(
             (user.id, user.version, user.username, user.email, dict(user.labels)) for user in living.values()
         )
+
+    @pytest.mark.parametrize("action", [Action.HOLD_BEFORE, Action.HOLD_AFTER], ids=["before", "after"])
+    @pytest.mark.parametrize(
+        "when",
+        [sql_contains("UPDATE place"), sql_contains("INSERT INTO changes"), is_commit],
+        ids=["move", "apply", "commit"],
+    )
+    async def test_killed_at_a_statement_that_arrives_when_its_successor_works(
+        self,
+        real: ServiceProcess,
+        databases: Databases,
+        proxy: PostgresProxy,
+        when: Callable[[Message], bool],
+        action: Action,
+    ) -> None:
+        mine = await databases.blank("notifications")
+        has_changes = "SELECT count(*) > 0 FROM changes"
+        waits = (
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        async with connect(real.address) as channel:
+            users = Users(channel)
+            async with self._running(real, mine, proxy.url(mine)):
+                await until(lambda: self._place(mine))
+                await until(lambda: self._is(mine, "SELECT token IS NOT NULL FROM place"))
+                await users.create(_user())
+                await until(lambda: self._is(mine, has_changes))
+                fault = proxy.arm("*", action, when)
+                await users.create(_user())
+                await fault.happened()
+            async with self._running(real, mine):
+
+                async def is_held_up_or_through() -> bool:
+                    return await self._is(mine, waits) or await self._is(mine, "SELECT count(*) > 1 FROM changes")
+
+                await until(is_held_up_or_through)
+                fault.release()
+                head = (await users.feed()).head_position
+                await until(lambda: self._is(mine, f"SELECT max(position) = {head} FROM changes"))
+        changed = [position for (position,) in await mine.fetch("SELECT position FROM changes ORDER BY position")]
+        assert changed == [head - 1, head]
+
+    async def _run_and_kill_often(self, real: ServiceProcess, mine: Database, times: int) -> None:
+        for _ in range(times):
+            await self._run_and_kill(real, mine, random.uniform(0, 0.4))
 
     async def _run_and_kill(self, real: ServiceProcess, mine: Database, after: float) -> None:
         """Kills it some seconds after it has moved its place."""
@@ -279,10 +336,10 @@ class TestTheCallersTransaction:
             await asyncio.sleep(after)
 
     @contextlib.asynccontextmanager
-    async def _running(self, real: ServiceProcess, mine: Database) -> AsyncIterator[None]:
+    async def _running(self, real: ServiceProcess, mine: Database, url: str = "") -> AsyncIterator[None]:
         """The example runs inside, and is killed."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, str(_EXAMPLE), "--users", real.address, "--database", mine.url,
+            sys.executable, str(_EXAMPLE), "--users", real.address, "--database", url or mine.url,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar
 
@@ -42,6 +42,18 @@ _Value = TypeVar("_Value")
 def examples(*lines: str) -> str:
     """Examples for the end of a help text."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def parsed_labels(pairs: Iterable[str] | None) -> dict[str, str]:
+    """Labels of the values of --label."""
+    labels: dict[str, str] = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--label")
+        if labels.setdefault(key, value) != value:
+            raise typer.BadParameter(f"{key!r} has two values", param_hint="--label")
+    return labels
 
 
 @asynccontextmanager

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
 from tidings.cli import listing, output
 from tidings.cli.exits import CommandError, ExitCode, run
-from tidings.cli.options import DEFAULT_LIMIT, USERS_ADDRESS, All, Json, Limit, UsersAddress, examples, users_at
+from tidings.cli.options import (
+    DEFAULT_LIMIT,
+    USERS_ADDRESS,
+    All,
+    Json,
+    Limit,
+    UsersAddress,
+    examples,
+    parsed_labels,
+    users_at,
+)
 from tidings.client import Users
 from tidings.users.v1 import users_pb2
 
@@ -63,7 +72,7 @@ def create(
         display_name=display_name,
         locale=locale,
         time_zone=time_zone,
-        labels=_parsed_labels(label),
+        labels=parsed_labels(label),
     )
 
     async def body() -> None:
@@ -185,7 +194,7 @@ def update(
         "time_zone": time_zone,
     }
     changes = {field: value for field, value in texts.items() if value is not None}
-    added, removed = _parsed_labels(label), remove_label or []
+    added, removed = parsed_labels(label), remove_label or []
     if not (changes or added or removed):
         raise typer.BadParameter("nothing to change")
     user = users_pb2.User(id=user_id, version=version)
@@ -245,16 +254,6 @@ def undelete(
             _show(await users.undelete(user_id, request_id=request_id or None), as_json)
 
     run(body())
-
-
-def _parsed_labels(pairs: Iterable[str] | None) -> dict[str, str]:
-    labels = {}
-    for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--label")
-        labels[key] = value
-    return labels
 
 
 def _show(user: users_pb2.User, as_json: bool) -> None:

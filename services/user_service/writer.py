@@ -48,7 +48,7 @@ _QUEUED_WITHOUT_DATABASE = 5.0
 _LONGEST_RECONNECT = 1.0
 # Users in one batch of imports: the more, the less a user costs, and the longer calls wait that come meanwhile.
 _IMPORT_LIMIT = 500
-_IMPORT_LIMIT_BESIDE_CALLS = 150
+_IMPORT_LIMIT_BESIDE_CALLS = 100
 _LULL = 0.002  # seconds without an arrival that end a linger
 _LONE = 2  # units in two batches that one caller alone can account for
 

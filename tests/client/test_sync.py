@@ -24,4 +24,4 @@ async def test_a_program_with_plain_threads(real: ServiceProcess, name: str) -> 
         process.kill()
         pytest.fail(f"{name} does not end")
     assert process.returncode == 0, output.decode()
-    assert output == b"done\n"
+    assert output.decode() == "done\n"

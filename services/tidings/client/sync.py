@@ -317,6 +317,8 @@ def _loop() -> asyncio.AbstractEventLoop:
         if not _started:
             loop = asyncio.new_event_loop()
             threading.Thread(target=loop.run_forever, name="tidings-client", daemon=True).start()
+            # Else gRPC takes its part of the loop down with the last channel, sometimes from under an event.
+            loop.call_soon_threadsafe(grpc.aio.init_grpc_aio)
             _started.append(loop)
         return _started[0]
 

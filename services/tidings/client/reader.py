@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
+from operator import lt
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import grpc.aio
@@ -165,20 +165,20 @@ class Reader(Generic[Message, Event, Passed]):
         last: int
         if self._position is not None and after != self._position:
             raise GapError("the previous position of a message", self._position, after)
+        positions: list[int] = [event.position for event in events]
         if part is not None:
-            if not all(event.position == after and _is_of_snapshot(event) for event in events):
+            if positions.count(after) != len(positions) or not all(map(_is_of_snapshot, events)):
                 raise self._broken("an event between the users of a snapshot, or one of them at another position")
             # What a snapshot makes needless may be passed with its beginning.
             last = max(after, message.position) if part == "begin" else after
         elif self._source.dense:
             last = after + len(events)
-            if [event.position for event in events] != [*range(after + 1, last + 1)]:
+            if positions != [*range(after + 1, last + 1)]:
                 raise _gap(after, events, dense=True)
         else:
-            positions = [after, *(event.position for event in events)]
-            if any(one >= other for one, other in pairwise(positions)):
+            if not all(map(lt, (after, *positions), positions)):
                 raise _gap(after, events, dense=False)
-            last = positions[-1]
+            last = positions[-1] if positions else after
             if message.position > last:
                 return
         if message.position != last:

@@ -8,7 +8,7 @@ What always holds, whatever the connection goes through:
 - A user of a snapshot replaces what was there, for the copy may be of another history, whose versions do not compare.
   Users that a snapshot has not named when it ends are dropped; until then they stay.
 
-A copy in a database follows the same rules, with the names seen kept beside it: docs/client.md has the statements.
+A copy in a database follows the same rules: examples/keep_a_copy.py has the statements.
 """
 
 from __future__ import annotations

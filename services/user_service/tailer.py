@@ -2,7 +2,8 @@
 poll.
 
 Positions become visible in order, for every batch of every replica commits under the feed's lock. So the events after
-the window's head, read in one statement, always continue it; anything else is a broken log, which ends the process.
+the window's head, read in one statement, always continue it, unless retention has removed what follows it: a process
+that was paused for that long begins its window anew. Anything else is a broken log, which ends the process.
 NOTIFY is only a hint that arrives sooner than the next poll: it is sent after a commit on a connection of its own, many
 commits to one.
 """
@@ -95,6 +96,8 @@ class Tailer:
             # Own commits that wait are not read again: only up to the first of them.
             upto = min(self._pending, default=after + _PAGE + 1) - 1
             entries = await reads.events(connection, after, min(max(upto, after + 1), after + _PAGE))
+            if not entries or entries[0].position > after + 1:
+                await self._catch_up_with_retention(connection)
             self._window.append(entries)
             self._append_pending()
             if len(entries) < _PAGE and not self._pending:
@@ -102,6 +105,16 @@ class Tailer:
             if not entries:
                 # What a pending commit waits for is committed, hence visible to the next read.
                 await asyncio.sleep(0.001)
+
+    async def _catch_up_with_retention(self, connection: Connection) -> None:
+        """Begins the window anew at the log's head if what follows the window is no longer retained."""
+        state = await reads.feed_state(connection)
+        if state.earliest > self._window.head + 1:
+            log.warning(
+                "the log was removed past this replica's place", head=self._window.head, earliest=state.earliest
+            )
+            self._window.reset(state.head, state.head_time)
+            self._window.wake_all()
 
     async def listen(self) -> None:
         """Turns notifications of other replicas into hints."""

@@ -116,7 +116,9 @@ class Follower:
 
     async def read_to(self, position: int, channel: grpc.aio.Channel, replica: int) -> None:
         """Everything up to a position, over as many streams as it takes, unless that is no longer retained."""
+        end = time.monotonic() + _PATIENCE
         while not self.is_lost and (not self.is_caught_up or self.position < position):
+            assert time.monotonic() < end, f"{self._name} is at {self.position} and does not come to {position}"
             if not self.is_open:
                 self.open(channel, replica)
             await self.read()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import uuid
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 
@@ -19,8 +21,12 @@ QUICK = {"segment_events": 4, "seal_interval": 0.05, "retention_interval": 0.05,
 
 
 async def _age(made: Database, upto: int) -> None:
-    """Makes the events up to a position 40 days older."""
-    await made.fetch("UPDATE user_events SET commit_time = commit_time - interval '40 days' WHERE position <= %s", upto)
+    """Makes the events up to a position 40 days older, while nobody seals them."""
+    async with await made.connect() as connection, connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('tidings sealer', 0))")
+        await connection.execute(
+            "UPDATE user_events SET commit_time = commit_time - interval '40 days' WHERE position <= %s", (upto,)
+        )
 
 
 async def _earliest(stub: Stub) -> int:
@@ -147,6 +153,32 @@ async def test_what_memory_still_has_makes_no_difference(services: Services, use
         positions += [event.position for event in (await read(live)).events]
     assert positions == list(range(1, 21))
     live.cancel()
+
+
+async def test_a_replica_that_slept_while_the_log_was_removed_begins_anew(
+    services: Services, users_database: Database
+) -> None:
+    awake, asleep = [await services.users(users_database, **QUICK).start() for _ in range(2)]
+    live = stub_of(asleep).WatchUsers(Request(now={}))
+    assert (await read(live)).position == 0
+    asleep.send(signal.SIGSTOP)
+    await _twenty(awake)
+    await _age(users_database, 20)
+    await _until_earliest(stub_of(awake), 21)
+    asleep.send(signal.SIGCONT)
+    # Nothing that follows is needed for it to notice.
+    await asleep.wait_log("the log was removed past this replica's place")
+    said = await refused(_last(live))
+    assert _is_expired(said, 21)
+    for service in (asleep, awake):
+        made = await stub_of(service).CreateUser(create())
+        assert (await replay(stub_of(asleep)))[-1].user == made
+    assert await asleep.is_ready()
+
+
+async def _last(stream: Any) -> None:
+    while await stream.read() is not grpc.aio.EOF:
+        pass
 
 
 async def test_a_reader_whose_next_page_is_removed_is_told(services: Services, users_database: Database) -> None:

@@ -50,7 +50,11 @@ _LONGEST_RECONNECT = 1.0
 _IMPORT_LIMIT = 500
 _IMPORT_LIMIT_BESIDE_CALLS = 100
 _LULL = 0.002  # seconds without an arrival that end a linger
-_LONE = 2  # units in two batches that one caller alone can account for
+# A batch is taken when so much of the units in flight waits for it: while Postgres commits one part of them, this
+# process receives another. With a half, one late caller would hold up everybody.
+_SHARE = 0.45
+# What was in flight once is expected to come back, by so much less with each batch.
+_FADING = 0.99
 
 
 # How a transaction ends that nobody objected to: the connection broke, or the server ended a session that held the lock
@@ -104,7 +108,10 @@ class Writer:
         self._closed = False
         self._connection: Connection | None = None
         self._notices: list[str] = []
-        self._committed_units = 1
+        # Units in flight: those of a batch when it is answered, and those that wait meanwhile.
+        self._in_flight = 1.0
+        self._enough = 1
+        self._gathering: asyncio.Future[None] | None = None
         self._batches = 0
 
     async def submit(self, unit: Unit) -> list[bytes]:
@@ -138,6 +145,8 @@ class Writer:
         outcomes = lane.add(unit)
         self._idle.clear()
         self._arrived.set()
+        if self._gathering is not None and (lane is self._imports or len(lane) >= self._enough):
+            _wake(self._gathering)
         return outcomes
 
     @property
@@ -162,7 +171,7 @@ class Writer:
                 calls = self._calls.take()
                 if calls:
                     await self._commit(calls)
-                    self._committed_units = len(calls)
+                    self._in_flight = max(self._in_flight * _FADING, len(calls) + len(self._calls))
                 self._imports.limit = _IMPORT_LIMIT_BESIDE_CALLS if calls else _IMPORT_LIMIT
                 imports = self._imports.take()
                 if imports:
@@ -174,25 +183,27 @@ class Writer:
     # Gathering a batch
 
     async def _gather(self) -> None:
-        """Waits for the first unit, then lingers for as long as other calls keep arriving: a commit costs much, a unit
-        little.
+        """Waits for the first unit, then lingers until enough of the units in flight are here, or no other arrives for
+        a while: a commit costs much, a unit little.
 
-        A lone caller never waits. Others are at work if the batch before held, or left behind, more than one unit.
-        While an import waits nobody lingers: calls gather during its commit.
+        A lone caller never waits. While an import waits nobody lingers: calls gather during its commit.
         """
         calls, imports = self._calls, self._imports
         if not calls and not imports:
             self._idle.set()
             self._arrived.clear()
             await self._arrived.wait()
-        if len(calls) + self._committed_units <= _LONE:
-            return
+        self._enough = min(calls.limit, int(self._in_flight * _SHARE))
         loop = asyncio.get_running_loop()
         until = loop.time() + self._linger
         waiting = 0
-        while not imports and waiting < len(calls) < calls.limit and loop.time() < until:
+        while not imports and waiting < len(calls) < self._enough and loop.time() < until:
             waiting = len(calls)
-            await asyncio.sleep(_LULL)
+            self._gathering = loop.create_future()
+            lull = loop.call_later(_LULL, _wake, self._gathering)
+            await self._gathering
+            lull.cancel()
+        self._gathering = None
 
     # Committing it
 
@@ -418,6 +429,11 @@ def _encoded(decision: Decision) -> bytes:
         return decision.answer
     assert decision.user is not None  # noqa: S101 - a decision has one of the three
     return decision.user.SerializeToString()
+
+
+def _wake(gathering: asyncio.Future[None]) -> None:
+    if not gathering.done():
+        gathering.set_result(None)
 
 
 def _answer(waiting: Waiting, outcomes: list[Outcome]) -> None:

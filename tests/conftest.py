@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ import hypothesis
 import pytest
 
 from tests.harness import Database, Databases, MailCatcher, PostgresProxy, PostgresServer, Services
+
+# What is started in a shell's background ignores SIGINT, and so would the processes of the tests, which are sent it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says nothing on a machine that does other things too.
 hypothesis.settings.register_profile("tidings", deadline=None)

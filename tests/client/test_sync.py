@@ -24,4 +24,6 @@ async def test_a_program_with_plain_threads(real: ServiceProcess, name: str) -> 
         process.kill()
         pytest.fail(f"{name} does not end")
     assert process.returncode == 0, output.decode()
-    assert output.decode() == "done\n"
+    # What debug mode says of steps that took long is about the machine.
+    said = [line for line in output.decode().splitlines() if not line.startswith("Executing <")]
+    assert said == ["done"]

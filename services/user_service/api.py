@@ -61,7 +61,7 @@ class UserService(users_pb2_grpc.UserServiceServicer):
         user_id = validation.user_id(request.user.id, "user.id")
         fields = validation.mask(list(request.update_mask.paths))
         violations: validation.Violations = []
-        email_key = validation.check(request.user, fields, "user", violations)
+        email_key = validation.check(request.user, dict(request.user.labels), fields, "user", violations)
         mutation = domain.Update(user_id, request.user, fields, email_key, request.user.version)
         return await self._change(mutation, request, "UpdateUser", context, violations)
 

@@ -25,9 +25,10 @@ def item(
         violations.append(Violation(path, "is required"))
     user = request.user
     validation.keep_caller_fields(user)
-    email_key = validation.check(user, validation.CALLER_FIELDS, path, violations)
+    labels = dict(user.labels)
+    email_key = validation.check(user, labels, validation.CALLER_FIELDS, path, violations)
     request_id = validation.request_id(request.request_id, f"{prefix}request_id", violations)
-    create = domain.create(user, uuid7(), email_key, path)
+    create = domain.create(user, labels, uuid7(), email_key, path)
     return Item(create, request_id, body_hash(create.given) if request_id else b"", f"{prefix}request_id")
 
 

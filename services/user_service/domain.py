@@ -10,6 +10,7 @@ that was refused leaves nothing behind.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -33,6 +34,7 @@ FIELD_NUMBERS = {
     name: users_pb2.User.DESCRIPTOR.fields_by_name[name].number for name in users_pb2.User.DESCRIPTOR.fields_by_name
 }
 _ID = tag(FIELD_NUMBERS["id"], 2)
+_TEXT_FIELDS = tuple([name for name in CALLER_FIELDS if name != "labels"])
 # What a deletion and its undoing change.
 DELETION_FIELDS = ("delete_time", "purge_time")
 
@@ -41,6 +43,7 @@ class Create(NamedTuple):
     """A new user; `user` holds its id and the caller's fields, `given` is the latter encoded, `encoded` is both."""
 
     user: users_pb2.User
+    labels: Mapping[str, str]
     given: bytes
     encoded: bytes
     id: bytes
@@ -49,13 +52,17 @@ class Create(NamedTuple):
     path: str = "user"
 
 
-def create(user: users_pb2.User, user_id: UUID, email_key: str, path: str = "user") -> Create:
-    """A Create of a user of whom the caller's fields alone are set; its id is set here."""
+def create(
+    user: users_pb2.User, labels: Mapping[str, str], user_id: UUID, email_key: str, path: str = "user"
+) -> Create:
+    """A Create of a user of whom the caller's fields alone are set, with its labels; its id is set here."""
     given = user.SerializeToString(deterministic=True)
-    changed = tuple([name for name in CALLER_FIELDS if getattr(user, name)])
+    changed = tuple([name for name in _TEXT_FIELDS if getattr(user, name)])
+    if labels:
+        changed += ("labels",)
     text = str(user_id)
     user.id = text
-    return Create(user, given, delimited(_ID, text.encode()) + given, user_id.bytes, email_key, changed, path)
+    return Create(user, labels, given, delimited(_ID, text.encode()) + given, user_id.bytes, email_key, changed, path)
 
 
 class Update(NamedTuple):
@@ -178,12 +185,13 @@ def moment(time: datetime, deleted_kept: timedelta) -> Moment:
 
 class Change(NamedTuple):
     """One decided change: it will be an event. `encoded` is the user after it; of a new one `user` lacks version and
-    times.
+    times. `labels` are the user's, read from the message once.
     """
 
     type: users_pb2.UserEvent.Type.ValueType
     id: bytes
     user: users_pb2.User
+    labels: Mapping[str, str]
     encoded: bytes
     previous: users_pb2.User | None
     email_key: str
@@ -252,7 +260,7 @@ def _create(create: Create, known: Known, moment: Moment) -> Change:
     known.usernames[user.username] = create.id
     known.email_keys[create.email_key] = create.id
     encoded = create.encoded + moment.created
-    return Change(CREATED, create.id, user, encoded, None, create.email_key, create.changed_fields)
+    return Change(CREATED, create.id, user, create.labels, encoded, None, create.email_key, create.changed_fields)
 
 
 def _living(user_id: bytes, version: int, known: Known, path: str) -> Row:
@@ -280,7 +288,7 @@ def _changed(
     email_key: str,
     fields: tuple[str, ...],
 ) -> Change:
-    return Change(kind, user_id, after, after.SerializeToString(), row.user, email_key, fields)
+    return Change(kind, user_id, after, dict(after.labels), after.SerializeToString(), row.user, email_key, fields)
 
 
 def _update(update: Update, known: Known, moment: Moment) -> Change | None:

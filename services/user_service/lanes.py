@@ -24,6 +24,7 @@ class Waiting:
 
     unit: Unit
     keys: set[object]
+    exclusive: bool
     outcomes: asyncio.Future[list[Outcome]]
     since: float
 
@@ -31,7 +32,7 @@ class Waiting:
 def waiting(unit: Unit, since: float | None = None) -> Waiting:
     """A unit that waits from now on, or has waited since then, in the loop's time."""
     loop = asyncio.get_running_loop()
-    return Waiting(unit, unit.keys(), loop.create_future(), loop.time() if since is None else since)
+    return Waiting(unit, unit.keys(), unit.exclusive, loop.create_future(), loop.time() if since is None else since)
 
 
 class Lane:
@@ -74,7 +75,7 @@ class Lane:
         while self._queue:
             first = self._queue[0]
             size = len(first.unit.items)
-            if batch and (items + size > self.limit or first.unit.exclusive):
+            if batch and (items + size > self.limit or first.exclusive):
                 break
             self._queue.popleft()
             if first.outcomes.done():  # the caller is gone
@@ -88,7 +89,7 @@ class Lane:
                 later.append(first)
             # Also of a unit that waits: none may overtake it.
             seen |= first.keys
-            if first.unit.exclusive:
+            if first.exclusive:
                 break
         self._queue.extendleft(reversed(later))
         return batch

@@ -269,7 +269,7 @@ async def begin(connection: Connection, lookups: Lookups) -> tuple[Locked, Known
 
 def _json(labels: Mapping[str, str]) -> str:
     # json.dumps takes five times as long to find out that it was given texts.
-    return "{" + ",".join([f"{_quoted(key)}:{_quoted(value)}" for key, value in dict(labels).items()]) + "}"
+    return "{" + ",".join([f"{_quoted(key)}:{_quoted(value)}" for key, value in labels.items()]) + "}"
 
 
 def _user_arrays(changes: Sequence[Change], prefix: str = "") -> dict[str, Any]:
@@ -282,7 +282,7 @@ def _user_arrays(changes: Sequence[Change], prefix: str = "") -> dict[str, Any]:
         "display_name": arrays.texts([user.display_name for user in people]),
         "locale": arrays.texts([user.locale for user in people]),
         "time_zone": arrays.texts([user.time_zone for user in people]),
-        "labels": arrays.texts([_json(user.labels) for user in people]),
+        "labels": arrays.texts([_json(change.labels) for change in changes]),
     }
     return {prefix + name: column for name, column in columns.items()}
 

@@ -342,7 +342,7 @@ class Writer:
             if unit.validate_only:
                 continue
             origin = events.origin(unit.actor, unit.trace_parent, unit.trace_state)
-            group = len(plan.entries)
+            group, lone = len(plan.entries), unit.independent or len(decided) == 1
             for decision, answer in zip(decided, outcomes, strict=True):
                 if isinstance(decision, ServiceError) or isinstance(answer, ServiceError):
                     continue
@@ -356,14 +356,14 @@ class Writer:
                     fields = domain.field_bits(change.changed_fields)
                     plan.entries.append(
                         Entry(
-                            position, event_id.bytes, unit.independent, moment.time, element, previous,
+                            position, event_id.bytes, lone, moment.time, element, previous,
                             change.id, change.type, fields,
                         )
                     )  # fmt: skip
                 if item.request_id is not None and decision.answer is None:
                     key = (item.request_id, unit.caller, unit.method)
                     plan.kept.append(store.Answer(key, item.body_hash, answer))
-            if len(plan.entries) > group:
+            if not lone and len(plan.entries) > group:
                 plan.entries[-1] = plan.entries[-1]._replace(group_end=True)
         return plan
 

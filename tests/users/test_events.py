@@ -7,7 +7,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from uuid_utils import UUID
 
@@ -33,6 +33,12 @@ _ID = "01a2073c-72ab-73cb-bb17-373d23ea8734"
 
 
 @given(st.integers(0, 2**64 - 1), _TEXTS)
+@example(0x7F, "")
+@example(0x80, "")
+@example(0x3FFF, "")
+@example(0x4000, "")
+@example(0x1FFFFF, "")
+@example(0x200000, "")
 def test_the_wire_format(number: int, text: str) -> None:
     head = wire.tag(4, 0) + wire.varint(number) + wire.delimited(wire.tag(2, 2), text.encode())
     message = users_pb2.WatchUsersResponse.FromString(head)
@@ -47,7 +53,7 @@ def test_an_event_of_a_new_user(
     after = users_pb2.User()
     after.CopyFrom(user)
     user.ClearField("id")
-    created = domain.create(user, UUID(_ID), "key")
+    created = domain.create(user, dict(user.labels), UUID(_ID), "key")
     known = domain.Known()
     unit = domain.Unit((domain.Item(created, None, b""),), caller="", method="CreateUser")
     [decision] = domain.decide(unit, known, moment)
@@ -75,7 +81,7 @@ def test_an_event_of_a_new_user(
 @given(_USERS, _USERS, _TIMES)
 def test_the_user_before_a_change_is_spliced_in(before: users_pb2.User, after: users_pb2.User, time: datetime) -> None:
     moment = domain.moment(time, timedelta(days=30))
-    change = Change(domain.UPDATED, b"", after, after.SerializeToString(), before, "", ("email",))
+    change = Change(domain.UPDATED, b"", after, {}, after.SerializeToString(), before, "", ("email",))
     element = events.encode(change, 7, _ID, moment.encoded, b"")
     entry = Entry(7, b"", True, time, element, before.SerializeToString(), b"", 0, 0)
     for include in (False, True):

@@ -80,7 +80,7 @@ def test_an_invalid_field_is_named(field: str, value: str) -> None:
     given_user = users_pb2.User(username="anna", email="anna@example.com")
     setattr(given_user, field, value)
     violations: validation.Violations = []
-    validation.check(given_user, validation.CALLER_FIELDS, "user", violations)
+    validation.check(given_user, dict(given_user.labels), validation.CALLER_FIELDS, "user", violations)
     assert [violation.field for violation in violations] == [f"user.{field}"]
 
 
@@ -97,13 +97,13 @@ def test_an_invalid_field_is_named(field: str, value: str) -> None:
 def test_invalid_labels_are_named(labels: dict[str, str], fields: list[str]) -> None:
     given_user = users_pb2.User(username="anna", email="anna@example.com", labels=labels)
     violations: validation.Violations = []
-    validation.check(given_user, validation.CALLER_FIELDS, "user", violations)
+    validation.check(given_user, dict(given_user.labels), validation.CALLER_FIELDS, "user", violations)
     assert [violation.field for violation in violations] == fields
 
 
 def test_every_invalid_field_is_named_at_once() -> None:
     violations: validation.Violations = []
-    validation.check(users_pb2.User(locale="??"), validation.CALLER_FIELDS, "user", violations)
+    validation.check(users_pb2.User(locale="??"), {}, validation.CALLER_FIELDS, "user", violations)
     assert [violation.field for violation in violations] == ["user.username", "user.email", "user.locale"]
 
 
@@ -112,7 +112,7 @@ def test_names_of_any_script_are_kept() -> None:
     for name in names:
         violations: validation.Violations = []
         given_user = users_pb2.User(username="anna", email="anna@example.com", display_name=name)
-        validation.check(given_user, validation.CALLER_FIELDS, "user", violations)
+        validation.check(given_user, dict(given_user.labels), validation.CALLER_FIELDS, "user", violations)
         assert not violations
         assert given_user.display_name == name
 
@@ -121,8 +121,18 @@ def test_a_user_that_is_too_large_is_refused_with_the_limit() -> None:
     longest = users_pb2.User(username="anna", email="anna@example.com", display_name="\U0001f600" * 256)
     longest.labels.update({f"{n:02}{'k' * 61}": "ä" * 128 for n in range(32)})
     violations: validation.Violations = []
-    validation.check(longest, validation.CALLER_FIELDS, "user", violations)
+    validation.check(longest, dict(longest.labels), validation.CALLER_FIELDS, "user", violations)
     assert not violations
     longest.locale = "x-" + "-".join(["abcdefgh"] * 1000)
     with pytest.raises(ResourceExhaustedError, match=str(validation.LARGEST_USER)):
-        validation.check(longest, validation.CALLER_FIELDS, "user", violations)
+        validation.check(longest, dict(longest.labels), validation.CALLER_FIELDS, "user", violations)
+
+
+def test_only_what_callers_set_is_kept_of_a_user() -> None:
+    user = users_pb2.User(
+        id="a", username="b", email="c", display_name="d", locale="e", time_zone="f", labels={"g": "h"}, version=1,
+        create_time={"seconds": 1}, update_time={"seconds": 1}, delete_time={"seconds": 1}, purge_time={"seconds": 1},
+    )  # fmt: skip
+    assert {field.name for field, _ in user.ListFields()} == set(users_pb2.User.DESCRIPTOR.fields_by_name)
+    validation.keep_caller_fields(user)
+    assert tuple(field.name for field, _ in user.ListFields()) == validation.CALLER_FIELDS

@@ -51,7 +51,7 @@ async def test_a_short_run_breaks_no_promise(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("name", ["drops", "hasty"])
+@pytest.mark.parametrize("name", ["drops", "splits"])
 async def test_a_broken_service_is_found_out(tmp_path: Path, name: str) -> None:
     code, result = await _run(tmp_path / "result.json", "--broken", name)
     assert code == BROKEN

@@ -11,7 +11,7 @@ PROTOS = $(shell cd protos && find . -name '*.proto' | sed 's,^\./,,' | LC_ALL=C
 # The plugins for mypy's stubs are found on PATH.
 PROTOC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos
 GENERATED := tidings/users/v1 tidings/notifications/v1
-CODE := services migrations tests examples bench
+CODE := services migrations deploy tests examples bench
 # Arguments for pytest: `make test ARGS="tests/devstack -k mail"`.
 ARGS ?=
 # Tests mostly wait for processes: a few more workers than processors.
@@ -117,6 +117,10 @@ proto: setup ## generate the Python code of protos/
 .PHONY: bench
 bench: setup ## the benchmarks (ARGS="replay --quick", ARGS=--help): ratios, JSON in bench/results/
 	$(BIN)/python -m bench $(ARGS)
+
+.PHONY: deploy-secrets
+deploy-secrets: setup ## make what is missing of the certificates, tokens and passwords of a development cluster
+	$(BIN)/python -m deploy.secrets
 
 .PHONY: faults
 faults: setup ## kill, pause and cut everything for SECONDS (300), then judge the feed's promises; SEED=... repeats

@@ -11,9 +11,16 @@ PROTOS = $(shell cd protos && find . -name '*.proto' | sed 's,^\./,,' | LC_ALL=C
 # The plugins for mypy's stubs are found on PATH.
 PROTOC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos
 GENERATED := tidings/users/v1 tidings/notifications/v1
-CODE := services migrations deploy tests examples bench
+CODE := services migrations deploy tests examples bench tools
 # Arguments for pytest: `make test ARGS="tests/devstack -k mail"`.
 ARGS ?=
+# The image: its name, its tag, what builds it, and more for that, such as --build-arg PYTHON_IMAGE=...
+IMAGE ?= tidings
+TAG ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+DOCKER ?= $(firstword $(foreach tool,docker podman,$(if $(shell command -v $(tool)),$(tool))))
+BUILD_ARGS ?=
+# Where the sources are published, for the image's label.
+SOURCE ?=
 # Tests mostly wait for processes: a few more workers than processors.
 JOBS ?= 3
 
@@ -69,7 +76,7 @@ test: setup ## every test that needs no cluster; ARGS="..." for pytest
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
 
 .PHONY: check
-check: check-code check-imports check-protos check-migrations ## everything that CI checks besides the tests
+check: check-code check-imports check-protos check-migrations check-image ## everything that CI checks besides the tests
 
 .PHONY: check-code
 check-code: setup
@@ -104,6 +111,23 @@ check-migrations: setup
 		$(BIN)/squawk --config migrations/squawk.toml "$$out/$$name.sql"; \
 	done
 	$(BIN)/pytest -q tests/migrations -k "tables_of_the_code or up_down_up"
+
+.PHONY: check-image
+check-image: setup
+	$(BIN)/hadolint Dockerfile
+
+.PHONY: image
+image: ## build the image IMAGE:TAG with docker or podman; BUILD_ARGS="--build-arg PYTHON_IMAGE=..." for another base
+	@if [ -z "$(DOCKER)" ]; then echo "error: there is neither docker nor podman on PATH to build the image with" >&2; exit 1; fi; \
+	"$(DOCKER)" version >/dev/null 2>&1 || { echo "error: $(DOCKER) has no engine to build with; try: $(DOCKER) version" >&2; exit 1; }
+	DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_ARGS) --tag "$(IMAGE):$(TAG)" \
+		--build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" \
+		--build-arg REVISION="$$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null)" \
+		--build-arg SOURCE="$(SOURCE)" .
+
+.PHONY: pin-images
+pin-images: setup ## write the digests that registries have for the tags of other people's images
+	$(BIN)/python -m tools.pin_images Dockerfile $(wildcard deploy)
 
 .PHONY: fmt
 fmt: setup ## format, and fix what the linter can fix

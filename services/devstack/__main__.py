@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from devstack.settings import DevstackSettings
+from devstack.settings import DevstackSettings, MailCatcherSettings
 from servicekit.settings import LogSettings, load_or_exit, parser
 
 
@@ -17,17 +17,18 @@ def main() -> int:
         help="run: the whole system in the foreground; mail-catcher: only the SMTP server that keeps every message",
     )
     command = arguments.parse_args().command
-    settings = load_or_exit(DevstackSettings)
     if command == "run":
+        settings = load_or_exit(DevstackSettings)
         from devstack.console import Console
         from devstack.system import run
 
         return run(settings, Console())
+    catcher = load_or_exit(MailCatcherSettings)
     from devstack.mailcatcher import main as catch_mail
     from servicekit import logs
 
     logs.configure(load_or_exit(LogSettings), "mail-catcher")
-    return catch_mail(settings)
+    return catch_mail(catcher)
 
 
 if __name__ == "__main__":

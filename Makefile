@@ -76,7 +76,7 @@ test: setup ## every test that needs no cluster; ARGS="..." for pytest
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
 
 .PHONY: check
-check: check-code check-imports check-protos check-migrations check-image ## everything that CI checks besides the tests
+check: check-code check-imports check-protos check-migrations check-image check-manifests ## everything that CI checks besides the tests
 
 .PHONY: check-code
 check-code: setup
@@ -116,6 +116,10 @@ check-migrations: setup
 check-image: setup
 	$(BIN)/hadolint Dockerfile
 
+.PHONY: check-manifests
+check-manifests: setup
+	$(BIN)/pytest -q tests/manifests -m "not slow"
+
 .PHONY: image
 image: ## build the image IMAGE:TAG with docker or podman; BUILD_ARGS="--build-arg PYTHON_IMAGE=..." for another base
 	@if [ -z "$(DOCKER)" ]; then echo "error: there is neither docker nor podman on PATH to build the image with" >&2; exit 1; fi; \
@@ -145,6 +149,33 @@ bench: setup ## the benchmarks (ARGS="replay --quick", ARGS=--help): ratios, JSO
 .PHONY: deploy-secrets
 deploy-secrets: setup ## make what is missing of the certificates, tokens and passwords of a development cluster
 	$(BIN)/python -m deploy.secrets
+
+# Sources that are not committed get a tag of their own, for a tag that is there already would not be rolled out.
+.PHONY: deploy
+deploy: deploy-secrets ## build, migrate and roll out to kubectl's context: by skaffold if it is there, else by kubectl
+	@if command -v skaffold >/dev/null; then exec skaffold run; fi; \
+	tag="$(TAG)"; case "$$tag" in *-dirty) tag="$$tag-$$(date +%s)";; esac; \
+	$(MAKE) image TAG="$$tag"; \
+	$(BIN)/python -m deploy.apply --image "$(IMAGE):$$tag" $(if $(OVERLAY),--overlay $(OVERLAY))
+
+.PHONY: smoke-test
+smoke-test: setup ## let one change go all the way in the cluster of kubectl's context
+	@if command -v skaffold >/dev/null; then exec skaffold verify; fi; \
+	$(BIN)/python -m deploy.smoke_test
+
+.PHONY: kind-up
+kind-up: ## a kind cluster for development; kubectl's context becomes kind-tidings
+	@kind get clusters 2>/dev/null | grep -qx tidings || kind create cluster --config deploy/kind/cluster.yaml --wait 120s
+	@kubectl config use-context kind-tidings
+
+.PHONY: kind-down
+kind-down: ## remove that cluster with all that is in it
+	kind delete cluster --name tidings
+
+# Calico, for minikube's own network enforces no policies.
+.PHONY: minikube-up
+minikube-up: ## a minikube cluster for development; kubectl's context becomes minikube
+	minikube start --cni=calico --cpus=2 --memory=4g
 
 .PHONY: faults
 faults: setup ## kill, pause and cut everything for SECONDS (300), then judge the feed's promises; SEED=... repeats

@@ -1,4 +1,4 @@
-"""`python -m deploy.smoke_test`: runs the smoke test in the cluster by kubectl alone, with the image that is deployed."""
+"""`python -m deploy.smoke_test`: the smoke test in a cluster by kubectl alone, with the image that is deployed."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ log = logs.get(__name__)
 
 # A loop that keeps up and begins no call for so many looks in a row has begun what was received; seconds between looks.
 _CALM_LOOKS, _LOOK = 5, 0.05
-_LONGEST_SETTLE = 3.0
+LONGEST_SETTLE = 3.0
 
 _HEALTH: Any = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _REFLECTION: Any = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
@@ -270,7 +270,7 @@ def _calm_collector() -> None:
 async def _settle() -> None:
     """Lets calls that were received be begun and refused: `stop` would cancel them, a status that no client retries."""
     loop = asyncio.get_running_loop()
-    until, calm = loop.time() + _LONGEST_SETTLE, 0
+    until, calm = loop.time() + LONGEST_SETTLE, 0
     while calm < _CALM_LOOKS and loop.time() < until:
         asleep, begun = loop.time(), Call.begun
         await asyncio.sleep(_LOOK)

@@ -118,7 +118,7 @@ check-image: setup
 
 .PHONY: check-manifests
 check-manifests: setup
-	$(BIN)/pytest -q tests/manifests -m "not slow"
+	$(BIN)/pytest -q tests/manifests/test_overlays.py tests/manifests/test_skaffold.py
 
 .PHONY: image
 image: ## build the image IMAGE:TAG with docker or podman; BUILD_ARGS="--build-arg PYTHON_IMAGE=..." for another base

@@ -18,7 +18,7 @@ SMOKE_TEST = Pod(
     },
     {"containers": []},
 )
-_POSTGRES, _POSTGRES_PORT = "postgres", 5432
+_POSTGRES_PORT = 5432
 
 Talk = tuple[str, str, int]
 
@@ -34,7 +34,9 @@ def talks(objects: Sequence[Object]) -> set[Talk]:
         for one in pod.containers:
             values = environment(one, objects)
             if "PGHOST" in values:
-                found.add((source, _POSTGRES, int(values.get("PGPORT", _POSTGRES_PORT))))
+                # The operator's Service for the server that takes writes.
+                host = values["PGHOST"].removesuffix("-rw")
+                found.add((source, host, int(values.get("PGPORT", _POSTGRES_PORT))))
             if address := values.get("TIDINGS_NOTIFICATIONS_USERS_ADDRESS"):
                 host, _, port = address.rpartition("/")[2].rpartition(":")
                 found.add((source, host, int(port)))
@@ -47,22 +49,35 @@ def talks(objects: Sequence[Object]) -> set[Talk]:
 
 
 def only_what_talks(objects: Sequence[Object]) -> Iterator[str]:
-    """Each pair that talks may, by the policies of both; no other pair may, at any port that a pod has."""
+    """Each pair that talks may, no other may at any port that a pod has; the policies of either side see to it."""
     policies = list(of_kind(objects, "NetworkPolicy"))
     everybody = [*pods(objects), SMOKE_TEST]
     wanted = talks(objects)
     for source in everybody:
         for target in everybody:
-            ports = set(target.ports.values())
-            ports |= {port for one, other, port in wanted if (one, other) == (_name(source), _name(target))}
+            pair = (_name(source), _name(target))
+            ports = {*target.ports.values(), *(port for *others, port in wanted if tuple(others) == pair)}
             for port in sorted(ports):
-                may = _leaves(policies, source, target, port) and _enters(policies, source, target, port)
-                needs = (_name(source), _name(target), port) in wanted
-                if may != needs:
-                    what = "cannot reach" if needs else "can reach"
-                    yield f"{_name(source)} {what} {_name(target)} at {port}"
+                needs = (*pair, port) in wanted
+                for may, side in (
+                    (_passes(_rules(policies, source, "egress"), "to", target, port), "egress"),
+                    (_passes(_rules(policies, target, "ingress"), "from", source, port), "ingress"),
+                ):
+                    if may != needs:
+                        verb = "cannot" if needs else "can"
+                        yield f"{source.where} {verb} reach {_name(target)} at {port}, by the {side} of policies"
     known = {_name(pod) for pod in everybody}
     yield from (f"{source} talks to {target}, which is nowhere" for source, target, _ in wanted if target not in known)
+
+
+def closed(objects: Sequence[Object]) -> Iterator[str]:
+    """Whatever no policy names is closed, in both directions, for what may yet come too."""
+    newcomer = Pod("Pod", "newcomer", {"app.kubernetes.io/name": "newcomer"}, {})
+    policies = list(of_kind(objects, "NetworkPolicy"))
+    for pod in (*pods(objects), newcomer):
+        for direction in ("ingress", "egress"):
+            if _rules(policies, pod, direction) is None:
+                yield f"{pod.where}: is open for {direction}"
 
 
 def names_are_resolved(objects: Sequence[Object]) -> Iterator[str]:
@@ -105,14 +120,6 @@ def _rules(policies: Sequence[Object], pod: Pod, direction: str) -> list[Object]
     return [rule for spec in chosen for rule in spec.get(direction, ())] if chosen else None
 
 
-def _leaves(policies: Sequence[Object], source: Pod, target: Pod, port: int) -> bool:
-    return _passes(_rules(policies, source, "egress"), "to", target, port)
-
-
-def _enters(policies: Sequence[Object], source: Pod, target: Pod, port: int) -> bool:
-    return _passes(_rules(policies, target, "ingress"), "from", source, port)
-
-
 def _passes(rules: list[Object] | None, side: str, other: Pod, port: int) -> bool:
     if rules is None:
         return True
@@ -130,4 +137,4 @@ def _is_peer(peer: Object, other: Pod) -> bool:
     return "namespaceSelector" not in peer and matches(peer.get("podSelector"), other.labels)
 
 
-RULES = (only_what_talks, names_are_resolved, no_inside_from_the_internet_rule)
+RULES = (only_what_talks, closed, names_are_resolved, no_inside_from_the_internet_rule)

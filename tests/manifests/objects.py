@@ -92,8 +92,14 @@ def of_kind(objects: Sequence[Object], *kinds: str) -> Iterator[Object]:
 
 
 def named(objects: Sequence[Object], kind: str, name: str) -> Object:
-    """The one of a kind whose name begins so: a ConfigMap's ends with a hash, the Job's with a tag."""
-    [found] = [one for one in objects if one["kind"] == kind and one["metadata"]["name"].startswith(name)]
+    """The one of a kind by its name; a ConfigMap's ends with a hash besides, the Job's with a tag."""
+    hashed = kind in {"ConfigMap", "Job"}
+    [found] = [
+        one
+        for one in objects
+        if one["kind"] == kind
+        and (one["metadata"]["name"].rpartition("-")[0] if hashed else one["metadata"]["name"]) == name
+    ]
     return found
 
 

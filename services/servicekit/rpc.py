@@ -175,9 +175,10 @@ def add(
 
 
 class Health:
-    """grpc.health.v1 with the names `""`, `liveness`, `readiness`, `startup` and the service's own.
+    """grpc.health.v1 with the names `""`, `balancing`, `liveness`, `readiness`, `startup` and the service's own.
 
-    `liveness` and `startup` serve as soon as the process answers; the others follow `set_ready`.
+    `liveness` and `startup` serve as soon as the process answers, `balancing` also, until it begins to stop: clients
+    that take turns among replicas watch it, and leave before calls are refused. The others follow `set_ready`.
     """
 
     def __init__(self, service: str) -> None:
@@ -191,6 +192,7 @@ class Health:
         serving = health_pb2.HealthCheckResponse.SERVING
         await self.servicer.set("liveness", serving)
         await self.servicer.set("startup", serving)
+        await self.servicer.set("balancing", serving)
         await self.set_ready(False)
 
     async def set_ready(self, ready: bool) -> None:
@@ -207,6 +209,7 @@ class Health:
     async def close(self) -> None:
         """NOT_SERVING for good."""
         self._closed = True
+        await self.servicer.set("balancing", health_pb2.HealthCheckResponse.NOT_SERVING)
         await self.set_ready(False)
 
     async def follow(self, check: Callable[[], Awaitable[bool]], interval: float = 2.0) -> None:

@@ -101,9 +101,9 @@ class Cluster:
         """Wants new pods of a Deployment."""
         self.workloads["Deployment", name].restarts += 1
 
-    def scale(self, name: str, replicas: int) -> None:
-        """Wants so many pods of a Deployment."""
-        there = self.workloads["Deployment", name]
+    def scale(self, name: str, replicas: int, kind: str = "Deployment") -> None:
+        """Wants so many pods."""
+        there = self.workloads[kind, name]
         there.wanted = {**there.wanted, "spec": {**there.wanted["spec"], "replicas": replicas}}
 
     def addresses(self, asked: str) -> list[str] | None:

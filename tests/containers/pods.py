@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.containers.docker import Docker
 from tests.containers.manifests import Object, Objects
 
 LABEL = "tidings.test-run"
+_SEEN_WITHIN = 10.0
 _BACKOFF = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -107,12 +109,17 @@ class Pod:
             await asyncio.sleep(min(sleep, seconds))
             rest = max(1, round(seconds - sleep))
             await self._place.docker.run("stop", "--time", str(rest), self.container, timeout=rest + 30)
+            if self._task is not None and self.address:
+                # It sees the end, and with which exit code.
+                await asyncio.wait([self._task], timeout=_SEEN_WITHIN)
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         for name in (self.container, *(f"{self.container}-{init['name']}" for init in self._inits())):
             await self._place.docker.run("rm", "--force", "--volumes", name)
+        # Its volumes go with it; those it claimed are elsewhere.
+        await asyncio.to_thread(shutil.rmtree, self._place.folder / self.name, ignore_errors=True)
         self.why = "deleted"
 
     def _main(self) -> Mapping[str, Any]:

@@ -13,30 +13,30 @@ class ContainersDriver:
     """A `Driver`."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+        self.cluster = cluster
 
     async def apply(self, objects: list[Object]) -> None:
-        self._cluster.apply(objects)
+        self.cluster.apply(objects)
 
     async def job(self, name: str) -> bool | None:
         self._works()
-        return self._cluster.workloads["Job", name].complete
+        return self.cluster.workloads["Job", name].complete
 
     async def rolled_out(self, kind: str, name: str) -> str | None:
         self._works()
-        workload = self._cluster.workloads[kind, name]
+        workload = self.cluster.workloads[kind, name]
         if workload.rolled_out:
             return None
         return f"{workload.replicas} wanted; " + "; ".join(_at(pod) for pod in workload.pods)
 
     async def restart(self, deployment: str) -> None:
-        self._cluster.restart(deployment)
+        self.cluster.restart(deployment)
 
     async def scale(self, deployment: str, replicas: int) -> None:
-        self._cluster.scale(deployment, replicas)
+        self.cluster.scale(deployment, replicas)
 
     async def ready(self, app: str) -> list[str]:
-        return [pod.name for pod in self._cluster.every_pod() if pod.ready and pod.labels.get(_APP) == app]
+        return [pod.name for pod in self.cluster.every_pod() if pod.ready and pod.labels.get(_APP) == app]
 
     async def kill(self, pod: str) -> None:
         await self._pod(pod).kill()
@@ -51,7 +51,7 @@ class ContainersDriver:
         return await self._pod(pod).logs()
 
     async def job_logs(self, name: str) -> str:
-        return "".join([await pod.logs() for pod in self._cluster.workloads["Job", name].pods])
+        return "".join([await pod.logs() for pod in self.cluster.workloads["Job", name].pods])
 
     async def execute(self, pod: str, *command: str) -> str:
         code, output = await self._pod(pod).execute(*command)
@@ -61,18 +61,18 @@ class ContainersDriver:
 
     async def why(self) -> str:
         lines: list[str] = []
-        for pod in self._cluster.every_pod():
+        for pod in self.cluster.every_pod():
             lines.append(_at(pod))
             if not pod.ready:
                 lines += [f"    {line}" for line in (await pod.logs("--tail", "8")).splitlines()]
         return "\n".join(lines)
 
     def _works(self) -> None:
-        if self._cluster.problem is not None:
-            raise FailedError("a controller failed") from self._cluster.problem
+        if self.cluster.problem is not None:
+            raise FailedError("a controller failed") from self.cluster.problem
 
     def _pod(self, name: str) -> Pod:
-        return next(pod for pod in self._cluster.every_pod() if pod.name == name)
+        return next(pod for pod in self.cluster.every_pod() if pod.name == name)
 
 
 def _at(pod: Pod) -> str:

@@ -181,6 +181,15 @@ minikube-up: ## a minikube cluster for development; kubectl's context becomes mi
 faults: setup ## kill, pause and cut everything for SECONDS (300), then judge the feed's promises; SEED=... repeats
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+# Containers of Docker; an engine is started where none answers and root has dockerd.
+.PHONY: containers
+containers: setup ## build the image and run the kind overlay as containers: what is in force, and every step of tests/e2e
+	TIDINGS_TEST_CONTAINERS=1 $(BIN)/pytest -rs tests/containers $(ARGS)
+
+.PHONY: e2e
+e2e: setup ## the steps of tests/e2e with IMAGE:TAG in kubectl's context, in a namespace of its own; BACKEND=containers without
+	$(BIN)/python -m tests.e2e $(if $(BACKEND),--backend $(BACKEND),--image "$(IMAGE):$(TAG)") $(ARGS)
+
 .PHONY: clean
 clean: ## remove caches, .venv and node_modules; data in .tidings/ stays
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist tests/js/node_modules

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -49,8 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidSettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    # As Ctrl-C: psycopg cancels what runs in the server, and its transaction is taken back. Process 1 of a container
+    # would otherwise not be sent the signal at all.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _run(asked.command, targets, getattr(asked, "revision", ""), configured)
+    except KeyboardInterrupt:
+        print("error: stopped; what was under way is not applied: run it again", file=sys.stderr)
+        return 1
     except MigrationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -123,7 +123,8 @@ async def _made(docker: Docker, name: str, make: Callable[[Path], None]) -> str:
 
 
 async def _built(docker: Docker, name: str, context: bytes) -> str:
-    await docker("build", "--tag", name, "-", data=context, timeout=_BUILD_TIMEOUT)
+    # An engine of our own has no network for builds but the machine's.
+    await docker("build", "--network", "host", "--tag", name, "-", data=context, timeout=_BUILD_TIMEOUT)
     return name
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.containers import names
-from tests.containers.docker import Docker, DockerError
+from tests.containers.docker import Docker, DockerError, UnavailableError
 from tests.containers.manifests import ManifestError, Object, Objects
 from tests.containers.pods import LABEL, Place, Pod
 
@@ -199,8 +200,11 @@ async def opened(docker: Docker, folder: Path, namespace: str, stand_ins: Mappin
     """A cluster with nothing in it, which leaves nothing behind."""
     network = f"tidings-{secrets.token_hex(4)}"
     async with AsyncExitStack() as stack:
-        await docker("network", "create", network)
+        bridge = f"br-{network[-8:]}"
+        await docker("network", "create", "--opt", f"com.docker.network.bridge.name={bridge}", network)
         stack.push_async_callback(docker, "network", "rm", network)
+        if docker.own:
+            await stack.enter_async_context(_let_through(bridge))
         stack.push_async_callback(_remove, docker, network)
         gateway = await docker("network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", network)
         place = Place(docker, folder, network, gateway, namespace, stand_ins)
@@ -215,6 +219,26 @@ async def opened(docker: Docker, folder: Path, namespace: str, stand_ins: Mappin
             working.cancel()
             await asyncio.wait([working])
             await cluster.delete()
+
+
+@asynccontextmanager
+async def _let_through(bridge: str) -> AsyncIterator[None]:
+    """Containers reach each other also where another engine made the machine's packet filter drop what it forwards."""
+    rule = ("FORWARD", "-i", bridge, "-o", bridge, "-j", "ACCEPT")
+    if shutil.which("iptables") is None:
+        yield
+        return
+    await _iptables("--insert", *rule)
+    try:
+        yield
+    finally:
+        await _iptables("--delete", *rule)
+
+
+async def _iptables(*arguments: str) -> None:
+    process = await asyncio.create_subprocess_exec("iptables", "--wait", *arguments)
+    if await process.wait() != 0:
+        raise UnavailableError(f"iptables {' '.join(arguments)}: exit code {process.returncode}")
 
 
 async def _remove(docker: Docker, network: str) -> None:

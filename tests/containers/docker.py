@@ -1,7 +1,7 @@
 """The command line of Docker, and an engine for a run where none answers.
 
-An engine of our own lives in a folder of the run and ends with it. It writes no rule of a packet filter and makes no
-bridge of its own: a network is made, and removed, by who needs it.
+An engine of our own lives in a folder of the run and ends with it. It writes no rules of a packet filter, for those
+would stay, and makes no bridge: a network is made, and removed, by who needs it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Docker:
 
     executable: str
     host: str = ""
+    # Whether the engine is ours, and so keeps its hands off the packet filter.
+    own: bool = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -76,7 +78,7 @@ class Docker:
             return False
 
 
-async def _client() -> str:
+async def client() -> str:
     """A docker that builds with BuildKit. Raises UnavailableError."""
     found = [
         str(path) for folder in os.get_exec_path() if os.access(path := Path(folder) / "docker", os.X_OK)
@@ -94,14 +96,14 @@ async def _client() -> str:
 @asynccontextmanager
 async def engine(folder: Path) -> AsyncIterator[Docker]:
     """The engine that answers already, or one of our own in this folder. Raises UnavailableError."""
-    executable = await _client()
+    executable = await client()
     there = Docker(executable)
     if await there.answers():
         yield there
         return
     if shutil.which("dockerd") is None or os.geteuid() != 0:
         raise UnavailableError("no Docker engine answers, and starting one takes dockerd and root")
-    docker = Docker(executable, f"unix://{folder}/docker.sock")
+    docker = Docker(executable, f"unix://{folder}/docker.sock", own=True)
     with (folder / "dockerd.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             "dockerd", "--host", docker.host, "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec"),

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from migrations import runner
@@ -20,6 +21,7 @@ from tests.containers.docker import UnavailableError
 from tests.containers.site import containers_site
 from tests.e2e.driver import UntriedError
 from tests.e2e.kubectl import KubectlDriver
+from tests.e2e.loading import derived
 from tests.e2e.overlay import Overlay
 from tests.e2e.steps import STEPS, Site, run
 
@@ -50,9 +52,10 @@ async def _cluster_site(overlay: str, image: str) -> AsyncIterator[Site]:
     driver = KubectlDriver(_NAMESPACE)
     with tempfile.TemporaryDirectory(prefix="tidings-e2e-") as folder:
         rendering = Overlay(Path(folder), overlay, _NAMESPACE)
-        await driver.open(rendering.render(image))
+        context = await driver.open(rendering.render(image))
+        _say(f"context {context}, namespace {_NAMESPACE}")
         try:
-            yield Site(driver, image, runner.head("users"), rendering.render, None, _say)
+            yield Site(driver, image, runner.head("users"), rendering.render, partial(derived, context, image), _say)
         finally:
             await driver.close()
 
@@ -68,6 +71,7 @@ async def _main(asked: argparse.Namespace) -> int:
             outcomes = await run(opened, tuple(asked.step or ()))
     except (UntriedError, UnavailableError) as error:
         print(f"error: {asked.backend}: {error}", file=sys.stderr)
+        print(f"untried: {', '.join(STEPS)}")
         return 3
     for name, (outcome, why) in outcomes.items():
         print(f"{outcome:<8} {name}" + (f": {why.splitlines()[0]}" if why else ""))

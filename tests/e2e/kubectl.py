@@ -24,8 +24,8 @@ class KubectlDriver:
         self._kubectl = str(beside) if beside.exists() else shutil.which("kubectl") or ""
         self._namespace = namespace
 
-    async def open(self, objects: list[Object]) -> None:
-        """Makes the namespace anew. Raises UntriedError where no cluster answers."""
+    async def open(self, objects: list[Object]) -> str:
+        """Makes the namespace anew; returns the context's name. Raises UntriedError where no cluster answers."""
         if not self._kubectl:
             raise UntriedError("there is no kubectl")
         code, said = await self._run("version", "--request-timeout=10s")
@@ -41,6 +41,7 @@ class KubectlDriver:
             return None if code == 0 else said.strip()
 
         await wait("the namespace's account", has_account, _TIMEOUT, print, self)
+        return (await self._do("config", "current-context")).strip()
 
     async def close(self) -> None:
         """Removes the namespace and all in it."""
@@ -84,7 +85,10 @@ class KubectlDriver:
         return int(ended["exitCode"]) if ended else None
 
     async def logs(self, pod: str) -> str:
-        return await self._do("logs", pod)
+        code, output = await self._run("logs", pod)
+        if code != 0 and "waiting to start" not in output:
+            raise FailedError(f"logs of {pod}: {output.strip()}")
+        return output if code == 0 else ""
 
     async def job_logs(self, name: str) -> str:
         return await self._do("logs", f"job/{name}", "--all-pods=true")

@@ -22,13 +22,13 @@ Derive = Callable[[str, str, str], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What the steps work on. `derive` is None where no image can be made for the cluster to run."""
+    """What the steps work on. `derive` raises UntriedError where no image can be made for the cluster to run."""
 
     driver: Driver
     image: str
     head: str
     render: Callable[[str], list[Object]]
-    derive: Derive | None
+    derive: Derive
     say: Callable[[str], None]
 
     async def wait(self, what: str, ask: Callable[[], Awaitable[str | None]], timeout: float) -> None:
@@ -217,8 +217,6 @@ def downgrade() -> None:
 
 
 async def _derived(site: Site, name: str, revision: str, before: str, then: str) -> str:
-    if site.derive is None:
-        raise UntriedError("no image of a next release: the driver cannot build one that the cluster gets")
     text = _REVISION.format(
         text=f"The users have a further column ({name}).", revision=revision, before=before, then=then
     )
@@ -299,7 +297,7 @@ async def run(site: Site, wanted: tuple[str, ...] = ()) -> dict[str, tuple[Outco
     for name, step in STEPS.items():
         if wanted and name not in wanted and name not in NEEDED:
             continue
-        if broken := next((needed for needed in NEEDED if outcomes[needed][0] == "failed"), None):
+        if broken := next((needed for needed in STEPS if needed in NEEDED and outcomes[needed][0] == "failed"), None):
             outcomes[name] = ("untried", f"{broken} failed")
             continue
         site.say(f"step {name}: {(step.__doc__ or '').strip()}")

@@ -160,7 +160,6 @@ deploy: deploy-secrets ## build, migrate and roll out to kubectl's context: by s
 
 .PHONY: smoke-test
 smoke-test: setup ## let one change go all the way in the cluster of kubectl's context
-	@if command -v skaffold >/dev/null; then exec skaffold verify; fi; \
 	$(BIN)/python -m deploy.smoke_test
 
 .PHONY: kind-up

@@ -6,11 +6,12 @@ import asyncio
 import re
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from tests.manifests import kinds, network_rules, pod_rules, rollout_rules, wiring_rules
-from tests.manifests.objects import DEVELOPMENT, OVERLAYS, Objects, Rule, of_kind, pods
+from tests.manifests.objects import DEVELOPMENT, OVERLAYS, Objects, Rule, of_kind, pods, render
 from tests.manifests.wiring_rules import ours
 
 RULES = (*pod_rules.RULES, *wiring_rules.RULES, *rollout_rules.RULES, *network_rules.RULES)
@@ -51,6 +52,16 @@ def test_what_production_is_given_development_makes_under_the_same_names(
     made = {one["metadata"]["name"]: set(one["data"]) for one in of_kind(overlays[overlay], "Secret")}
     of_others = {"notification-service-smtp", "postgres-ca"}
     assert {name: keys for name, keys in wiring_rules.EXTERNAL.items() if name not in of_others}.items() <= made.items()
+
+
+def test_the_smoke_test_is_a_pod_like_the_others(overlays: dict[str, Objects], deploy_folder: Path) -> None:
+    job = render(deploy_folder / "smoke-test")
+    assert [complaint for one in job for complaint in kinds.complaints(one)] == []
+    objects = [*overlays["kind"], *job]
+    assert [complaint for rule in (*pod_rules.RULES, *wiring_rules.RULES) for complaint in rule(objects)] == []
+    [pod] = pods(job)
+    # By what the policies see of it, its calls are let through.
+    assert pod.labels == network_rules.SMOKE_TEST.labels
 
 
 async def test_every_argument_is_of_the_image(overlays: dict[str, Objects]) -> None:

@@ -25,6 +25,8 @@ with (place / "calls").open("a") as calls:
     calls.write(json.dumps([arguments, given]) + "\\n")
 if "current-context" in arguments:
     print("kind-tidings")
+elif "deployment" in arguments:
+    print("localhost:5000/tidings:abc-1", end="")
 elif "get" in arguments and "job" in arguments:
     states = json.loads((place / "states").read_text())
     print(states[0], end="")
@@ -124,18 +126,18 @@ def test_wrong_arguments_are_refused(cluster: Cluster) -> None:
 
 
 # Beside this Python there is a kubectl, which is not to be used.
-_DEPLOY = """
+_WITH_STAND_IN = """
 import sys
-from deploy import apply
+from deploy import apply, smoke_test
 apply.find_kubectl = lambda: sys.argv[1]
-sys.exit(apply.main(sys.argv[2:]))
+sys.exit({call})
 """
 
 
 def _deploy(cluster: Cluster, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return cluster.run(
         sys.executable, "-c",
-        _DEPLOY,
+        _WITH_STAND_IN.format(call="apply.main(sys.argv[2:])"),
         str(cluster.place / "kubectl"), *arguments, PYTHONPATH=str(folder.parent),
     )  # fmt: skip
 
@@ -187,3 +189,21 @@ def test_an_image_that_names_no_job_is_refused(cluster: Cluster, deploy_folder: 
     done = _deploy(cluster, deploy_folder, "--image", image)
     assert done.returncode == 2
     assert cluster.calls == []
+
+
+@pytest.mark.parametrize(("state", "code"), [("Complete", 0), ("Failed", 1)])
+def test_the_smoke_test_is_run_anew_with_what_is_deployed(
+    cluster: Cluster, deploy_folder: Path, state: str, code: int
+) -> None:
+    cluster.says("", state)
+    script = _WITH_STAND_IN.format(call="smoke_test.main()")
+    done = cluster.run(
+        sys.executable, "-c", script, cluster.place / "kubectl", PYTHONPATH=str(deploy_folder.parent)
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert "what the Job has said" in done.stdout
+    [given] = [given for arguments, given in cluster.calls if arguments[0] == "apply"]
+    [container] = yaml.safe_load(given)["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "localhost:5000/tidings:abc-1"
+    verbs = ["delete" if "delete" in arguments else arguments[0] for arguments, _ in cluster.calls]
+    assert verbs.index("delete") < verbs.index("apply")

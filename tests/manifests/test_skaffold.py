@@ -99,6 +99,8 @@ def profiles(configs: Sequence[Config]) -> Iterator[str]:
 def development(configs: Sequence[Config]) -> Iterator[str]:
     """Files are copied to where the pods of `dev` look first; changed migrations are a new image."""
     [artifact] = configs[0]["build"]["artifacts"]
+    if [one["command"] for one in artifact.get("hooks", {}).get("before", ())] != [["make", "deploy-secrets"]]:
+        yield "a machine that has not deployed before has no secrets"
     for rule in artifact["sync"]["manual"]:
         folder = rule["src"].partition("/**")[0]
         if not (ROOT / folder).is_dir() or rule["strip"] != "services/" or rule["dest"] != "/src":
@@ -183,6 +185,7 @@ def _broken(*path: Any, value: Any) -> list[Config]:
         ),
         (profiles, _broken(2, "profiles", 3, "patches", value=[])),
         (development, _broken(0, "build", "artifacts", 0, "sync", "manual", 0, "dest", value="/opt")),
+        (development, _broken(0, "build", "artifacts", 0, "hooks", value={})),
         (development, _broken(2, "portForward", value=[])),
         (verify, _broken(2, "verify", 0, "container", "args", value=["tidings.cli", "doctor"])),
         (paths, _broken(0, "build", "artifacts", 0, "docker", "dockerfile", value="Dockerfle")),

@@ -164,6 +164,7 @@ smoke-test: setup ## let one change go all the way in the cluster of kubectl's c
 
 .PHONY: kind-up
 kind-up: ## a kind cluster for development; kubectl's context becomes kind-tidings
+	@command -v kind >/dev/null || { echo "error: kind is not installed: https://kind.sigs.k8s.io" >&2; exit 1; }
 	@kind get clusters 2>/dev/null | grep -qx tidings || kind create cluster --config deploy/kind/cluster.yaml --wait 120s
 	@kubectl config use-context kind-tidings
 
@@ -174,6 +175,7 @@ kind-down: ## remove that cluster with all that is in it
 # Calico, for minikube's own network enforces no policies.
 .PHONY: minikube-up
 minikube-up: ## a minikube cluster for development; kubectl's context becomes minikube
+	@command -v minikube >/dev/null || { echo "error: minikube is not installed: https://minikube.sigs.k8s.io" >&2; exit 1; }
 	minikube start --cni=calico --cpus=2 --memory=4g
 
 .PHONY: faults

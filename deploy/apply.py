@@ -132,7 +132,7 @@ def output(*command: str) -> str:
     """What a command prints. Raises DeployError with its complaint if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
     if done.returncode != 0:
-        raise DeployError(done.stderr.strip())
+        raise DeployError(done.stderr.strip().removeprefix("error: "))
     return done.stdout
 
 

@@ -11,9 +11,16 @@ PROTOS = $(shell cd protos && find . -name '*.proto' | sed 's,^\./,,' | LC_ALL=C
 # The plugins for mypy's stubs are found on PATH.
 PROTOC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos
 GENERATED := tidings/users/v1 tidings/notifications/v1
-CODE := services migrations tests examples bench
+CODE := services migrations deploy tests examples bench tools
 # Arguments for pytest: `make test ARGS="tests/devstack -k mail"`.
 ARGS ?=
+# The image: its name, its tag, what builds it, and more for that, such as --build-arg PYTHON_IMAGE=...
+IMAGE ?= tidings
+TAG ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+DOCKER ?= $(firstword $(foreach tool,docker podman,$(if $(shell command -v $(tool)),$(tool))))
+BUILD_ARGS ?=
+# Where the sources are published, for the image's label.
+SOURCE ?=
 # Tests mostly wait for processes: a few more workers than processors.
 JOBS ?= 3
 
@@ -69,7 +76,7 @@ test: setup ## every test that needs no cluster; ARGS="..." for pytest
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
 
 .PHONY: check
-check: check-code check-imports check-protos check-migrations ## everything that CI checks besides the tests
+check: check-code check-imports check-protos check-migrations check-image check-manifests ## everything that CI checks besides the tests
 
 .PHONY: check-code
 check-code: setup
@@ -105,6 +112,27 @@ check-migrations: setup
 	done
 	$(BIN)/pytest -q tests/migrations -k "tables_of_the_code or up_down_up"
 
+.PHONY: check-image
+check-image: setup
+	$(BIN)/hadolint Dockerfile
+
+.PHONY: check-manifests
+check-manifests: setup
+	$(BIN)/pytest -q tests/manifests/test_overlays.py tests/manifests/test_skaffold.py
+
+.PHONY: image
+image: ## build the image IMAGE:TAG with docker or podman; BUILD_ARGS="--build-arg PYTHON_IMAGE=..." for another base
+	@if [ -z "$(DOCKER)" ]; then echo "error: there is neither docker nor podman on PATH to build the image with" >&2; exit 1; fi; \
+	"$(DOCKER)" version >/dev/null 2>&1 || { echo "error: $(DOCKER) has no engine to build with; try: $(DOCKER) version" >&2; exit 1; }
+	DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_ARGS) --tag "$(IMAGE):$(TAG)" \
+		--build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" \
+		--build-arg REVISION="$$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null)" \
+		--build-arg SOURCE="$(SOURCE)" .
+
+.PHONY: pin-images
+pin-images: setup ## write the digests that registries have for the tags of other people's images
+	$(BIN)/python -m tools.pin_images Dockerfile $(wildcard deploy)
+
 .PHONY: fmt
 fmt: setup ## format, and fix what the linter can fix
 	$(BIN)/ruff check --fix
@@ -118,9 +146,50 @@ proto: setup ## generate the Python code of protos/
 bench: setup ## the benchmarks (ARGS="replay --quick", ARGS=--help): ratios, JSON in bench/results/
 	$(BIN)/python -m bench $(ARGS)
 
+.PHONY: deploy-secrets
+deploy-secrets: setup ## make what is missing of the certificates, tokens and passwords of a development cluster
+	$(BIN)/python -m deploy.secrets
+
+# Sources that are not committed get a tag of their own, for a tag that is there already would not be rolled out.
+.PHONY: deploy
+deploy: deploy-secrets ## build, migrate and roll out to kubectl's context: by skaffold if it is there, else by kubectl
+	@if command -v skaffold >/dev/null; then exec skaffold run; fi; \
+	tag="$(TAG)"; case "$$tag" in *-dirty) tag="$$tag-$$(date +%s)";; esac; \
+	$(MAKE) image TAG="$$tag"; \
+	$(BIN)/python -m deploy.apply --image "$(IMAGE):$$tag" $(if $(OVERLAY),--overlay $(OVERLAY))
+
+.PHONY: smoke-test
+smoke-test: setup ## let one change go all the way in the cluster of kubectl's context
+	$(BIN)/python -m deploy.smoke_test
+
+.PHONY: kind-up
+kind-up: ## a kind cluster for development; kubectl's context becomes kind-tidings
+	@command -v kind >/dev/null || { echo "error: kind is not installed: https://kind.sigs.k8s.io" >&2; exit 1; }
+	@kind get clusters 2>/dev/null | grep -qx tidings || kind create cluster --config deploy/kind/cluster.yaml --wait 120s
+	@kubectl config use-context kind-tidings
+
+.PHONY: kind-down
+kind-down: ## remove that cluster with all that is in it
+	kind delete cluster --name tidings
+
+# Calico, for minikube's own network enforces no policies.
+.PHONY: minikube-up
+minikube-up: ## a minikube cluster for development; kubectl's context becomes minikube
+	@command -v minikube >/dev/null || { echo "error: minikube is not installed: https://minikube.sigs.k8s.io" >&2; exit 1; }
+	minikube start --cni=calico --cpus=2 --memory=4g
+
 .PHONY: faults
 faults: setup ## kill, pause and cut everything for SECONDS (300), then judge the feed's promises; SEED=... repeats
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# Containers of Docker; an engine is started where none answers and root has dockerd.
+.PHONY: containers
+containers: setup ## build the image and run the kind overlay as containers: what is in force, and every step of tests/e2e
+	TIDINGS_TEST_CONTAINERS=1 $(BIN)/pytest -rs tests/containers $(ARGS)
+
+.PHONY: e2e
+e2e: setup ## the steps of tests/e2e with IMAGE:TAG in kubectl's context, in a namespace of its own; BACKEND=containers without
+	$(BIN)/python -m tests.e2e $(if $(BACKEND),--backend $(BACKEND),--image "$(IMAGE):$(TAG)") $(ARGS)
 
 .PHONY: clean
 clean: ## remove caches, .venv and node_modules; data in .tidings/ stays

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
-from migrations import runner
+from migrations import runner, waiting
 from migrations.runner import MigrationError, Target
 from migrations.settings import MigrationSettings, NotificationsDatabase, UsersDatabase, database_url
 from servicekit import logs, settings
@@ -13,7 +14,7 @@ from servicekit.settings import InvalidSettingsError, LogSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed or drifted, 2 wrong settings or arguments."""
+    """Exit codes: 0 done, 1 failed, drifted or not in time, 2 wrong settings or arguments."""
     parser = settings.parser(
         "python -m migrations",
         "Brings the databases of Tidings to the schema of this release.",
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command, text, choices in (
         ("upgrade", "bring a database to the newest revision", names),
         ("downgrade", "take revisions back (development only: data is lost)", runner.NAMES),
+        ("wait", "wait until the services of this release can use a database; a newer one will do", names),
         ("current", "print the revision of a database", names),
         ("check", "fail if a migrated database differs from the tables in the code", names),
         ("sql", "print the SQL of all revisions", names),
@@ -48,8 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidSettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    # As Ctrl-C: psycopg cancels what runs in the server, and its transaction is taken back. Process 1 of a container
+    # would otherwise not be sent the signal at all.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _run(asked.command, targets, getattr(asked, "revision", ""), configured)
+    except KeyboardInterrupt:
+        print("error: stopped; what was under way is not applied: run it again", file=sys.stderr)
+        return 1
     except MigrationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -62,6 +70,8 @@ def _run(command: str, targets: Sequence[Target], revision: str, configured: Mig
             runner.upgrade(target, configured)
         elif command == "downgrade":
             runner.downgrade(target, revision, configured)
+        elif command == "wait":
+            waiting.wait(target, configured)
         elif command == "current":
             print(f"{target.name}: {runner.current(target, configured) or 'nothing'}")
         else:

@@ -40,6 +40,15 @@ class MigrationSettings(Settings):
     )
     lock_tries: int = Field(10, ge=1, description="how often a revision is tried when a lock was not to be had")
     statement_timeout: float = Field(600.0, ge=0.001, description="longest time of one statement")
+    schema_wait: float = Field(600.0, ge=0, description="how long `wait` waits for a schema that a service can use")
+    users_role: str = Field(
+        "", description="role of the user service, given what it needs of a database that another owns; none if empty"
+    )
+    notifications_role: str = Field("", description="the same for the notification service")
+
+    def role(self, name: str) -> str:
+        """The role of the service of a database; empty if it owns the database."""
+        return {"users": self.users_role, "notifications": self.notifications_role}[name]
 
 
 class UsersDatabase(Settings):

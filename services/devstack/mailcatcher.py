@@ -21,7 +21,7 @@ from pathlib import Path
 import uvloop
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-from devstack.settings import DevstackSettings
+from devstack.settings import MailCatcherSettings
 from servicekit import logs
 
 log = logs.get(__name__)
@@ -104,7 +104,7 @@ async def _report(store: MailStore) -> None:
             seen = store.last
 
 
-async def serve(settings: DevstackSettings) -> int:
+async def serve(settings: MailCatcherSettings) -> int:
     """Catches mail until SIGTERM or SIGINT. Returns the exit code."""
     loop = asyncio.get_running_loop()
     store = MailStore(settings.mail_dir)
@@ -132,6 +132,6 @@ async def serve(settings: DevstackSettings) -> int:
     return 0
 
 
-def main(settings: DevstackSettings) -> int:
+def main(settings: MailCatcherSettings) -> int:
     """Runs the mail catcher."""
     return uvloop.run(serve(settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -26,7 +27,7 @@ class DevstackSettings(Settings):
 
     @field_validator("host")
     @classmethod
-    def _is_loopback(cls, value: str) -> str:
+    def _may_listen_on(cls, value: str) -> str:
         # The local system has no tokens, no TLS, and a mail catcher that anyone could fill.
         if not is_loopback(f"[{value}]"):
             raise ValueError("must be a loopback address, such as 127.0.0.1 or ::1")
@@ -36,3 +37,15 @@ class DevstackSettings(Settings):
     def mail_dir(self) -> Path:
         """Where the mail catcher stores messages."""
         return self.data_dir / "mail"
+
+
+class MailCatcherSettings(DevstackSettings):
+    """Of a mail catcher on its own, which may listen on any network: in a cluster a policy says who may fill it."""
+
+    host: str = Field("127.0.0.1", description="IP address to listen on")
+
+    @field_validator("host")
+    @classmethod
+    def _may_listen_on(cls, value: str) -> str:
+        ip_address(value)
+        return value

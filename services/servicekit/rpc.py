@@ -36,7 +36,7 @@ log = logs.get(__name__)
 
 # A loop that keeps up and begins no call for so many looks in a row has begun what was received; seconds between looks.
 _CALM_LOOKS, _LOOK = 5, 0.05
-_LONGEST_SETTLE = 3.0
+LONGEST_SETTLE = 3.0
 
 _HEALTH: Any = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _REFLECTION: Any = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
@@ -175,9 +175,10 @@ def add(
 
 
 class Health:
-    """grpc.health.v1 with the names `""`, `liveness`, `readiness`, `startup` and the service's own.
+    """grpc.health.v1 with the names `""`, `balancing`, `liveness`, `readiness`, `startup` and the service's own.
 
-    `liveness` and `startup` serve as soon as the process answers; the others follow `set_ready`.
+    `liveness` and `startup` serve as soon as the process answers, `balancing` also, until it begins to stop: clients
+    that take turns among replicas watch it, and leave before calls are refused. The others follow `set_ready`.
     """
 
     def __init__(self, service: str) -> None:
@@ -191,6 +192,7 @@ class Health:
         serving = health_pb2.HealthCheckResponse.SERVING
         await self.servicer.set("liveness", serving)
         await self.servicer.set("startup", serving)
+        await self.servicer.set("balancing", serving)
         await self.set_ready(False)
 
     async def set_ready(self, ready: bool) -> None:
@@ -207,6 +209,7 @@ class Health:
     async def close(self) -> None:
         """NOT_SERVING for good."""
         self._closed = True
+        await self.servicer.set("balancing", health_pb2.HealthCheckResponse.NOT_SERVING)
         await self.set_ready(False)
 
     async def follow(self, check: Callable[[], Awaitable[bool]], interval: float = 2.0) -> None:
@@ -270,7 +273,7 @@ def _calm_collector() -> None:
 async def _settle() -> None:
     """Lets calls that were received be begun and refused: `stop` would cancel them, a status that no client retries."""
     loop = asyncio.get_running_loop()
-    until, calm = loop.time() + _LONGEST_SETTLE, 0
+    until, calm = loop.time() + LONGEST_SETTLE, 0
     while calm < _CALM_LOOKS and loop.time() < until:
         asleep, begun = loop.time(), Call.begun
         await asyncio.sleep(_LOOK)

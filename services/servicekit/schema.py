@@ -7,6 +7,7 @@ not know. A newer one passes: migrations expand before they contract, and a roll
 from __future__ import annotations
 
 import asyncio
+import time
 
 import psycopg
 
@@ -27,8 +28,18 @@ async def revision(connection: database.Connection) -> str | None:
     return row[0] if row else None
 
 
-async def wait(url: str, application: str, required: str, *, interval: float = 1.0) -> None:
-    """Returns once the database is at `required` or newer; logs what it waits for, and waits for ever."""
+class NoSchemaError(Exception):
+    """The schema was not there in time; the message says what was."""
+
+
+async def wait(
+    url: str, application: str, required: str, *, interval: float = 1.0, timeout: float | None = None
+) -> None:
+    """Returns once the database is at `required` or newer, and logs what it waits for.
+
+    Raises NoSchemaError after `timeout` seconds; without one it waits for ever.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
     said = None
     while True:
         try:
@@ -37,6 +48,9 @@ async def wait(url: str, application: str, required: str, *, interval: float = 1
                 current = await revision(connection)
         except psycopg.OperationalError as error:
             state = f"database not reachable: {str(error).strip().splitlines()[0]}"
+        except psycopg.errors.InsufficientPrivilege as error:
+            # The migrations give the right to read it.
+            state = f"schema cannot be read: {str(error).strip().splitlines()[0]}"
         else:
             if current is not None and current >= required:
                 log.info("schema is ready", revision=current, required=required)
@@ -45,4 +59,6 @@ async def wait(url: str, application: str, required: str, *, interval: float = 1
         if state != said:
             log.info("waiting for the schema", state=state, required=required)
             said = state
+        if deadline is not None and time.monotonic() >= deadline:
+            raise NoSchemaError(state)
         await asyncio.sleep(interval)

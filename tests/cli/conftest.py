@@ -279,6 +279,7 @@ async def system() -> AsyncIterator[System]:
     directory, inbox, health = Directory(), Inbox(), HealthServicer()  # type: ignore[abstract]
     server, address = await _start("127.0.0.1:0", directory, inbox, health)
     made = System(directory, inbox, health, address, server)
+    await health.set("balancing", health_pb2.HealthCheckResponse.SERVING)
     await made.set_ready(True)
     yield made
     await server.stop(None)

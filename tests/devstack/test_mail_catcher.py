@@ -11,7 +11,10 @@ from pathlib import Path
 import aiosmtplib
 
 from devstack.mailcatcher import MailStore
-from tests.harness import MailCatcher
+from tests.harness import MailCatcher, Services
+from tests.harness.process import free_port
+
+HOST = "TIDINGS_DEVSTACK_HOST"
 
 
 def _message(message_id: str, text: str = "Hello.") -> EmailMessage:
@@ -59,6 +62,20 @@ async def test_a_duplicate_is_kept(mail_catcher: MailCatcher) -> None:
         for _ in range(2):
             await client.send_message(_message("<same@example.com>"))
     assert [caught.message_id for caught in mail_catcher.messages()] == ["<same@example.com>"] * 2
+
+
+async def test_on_its_own_it_may_listen_on_any_network(services: Services, tmp_path: Path) -> None:
+    environment = {"TIDINGS_DEVSTACK_SMTP_PORT": str(free_port()), "TIDINGS_DEVSTACK_DATA_DIR": str(tmp_path)}
+    everywhere = services.process("devstack", "mail-catcher", environment=environment | {HOST: "0.0.0.0"})
+    await everywhere.launch()
+    record = await everywhere.wait_log("serving")
+    assert record["address"].startswith("0.0.0.0:")
+
+    nowhere = services.process("devstack", "mail-catcher", environment=environment | {HOST: "everywhere"})
+    await nowhere.launch()
+    assert await nowhere.wait() == 2
+    [line] = nowhere.lines
+    assert line.startswith(f"error: {HOST}: ")
 
 
 async def test_no_accepted_message_is_lost_by_kills(mail_catcher: MailCatcher) -> None:

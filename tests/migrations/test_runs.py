@@ -122,6 +122,25 @@ async def test_a_killed_run_is_soon_gone_from_postgres(databases: Databases) -> 
     assert (await migrate("users", made)).code == 0
 
 
+async def test_a_stopped_run_takes_its_revision_back(databases: Databases) -> None:
+    made = await databases.blank("users")
+    await step(made, "0001")
+    async with await made.connect() as holder:
+        await holder.execute("BEGIN")
+        await holder.execute("LOCK TABLE users")
+        url = {"TIDINGS_USERS_DATABASE_URL": made.url, "TIDINGS_MIGRATIONS_LOCK_TIMEOUT": "100"}
+        stopped = await start("upgrade", "users", **url)
+        await until(lambda: _waits_for_a_lock(made))
+        stopped.send_signal(signal.SIGTERM)
+        output, _ = await stopped.communicate()
+        assert stopped.returncode == 1
+        assert output.decode().splitlines()[-1].startswith("error: stopped")
+        assert "Traceback" not in output.decode()
+        await holder.execute("COMMIT")
+    assert await made.fetch("SELECT version_num FROM alembic_version") == [("0001",)]
+    assert (await migrate("users", made)).code == 0
+
+
 async def test_the_whole_url_is_used(databases: Databases) -> None:
     made = await databases.blank("users")
     await made.fetch("CREATE SCHEMA elsewhere AUTHORIZATION CURRENT_USER")

@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from tidings.cli import access, deliveries, doctor, mail, new_token, notifications, users, users_import, users_watch
+from tidings.cli import (
+    access,
+    deliveries,
+    doctor,
+    mail,
+    new_token,
+    notifications,
+    smoke_test,
+    users,
+    users_import,
+    users_watch,
+)
 from tidings.cli.exits import EXIT_CODES_HELP
 from tidings.cli.options import examples
 
@@ -61,6 +72,7 @@ app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(mail.app, name="mail")
 app.add_typer(new_token.app, name="token")
 doctor.register(app)
+smoke_test.register(app)
 
 
 def main() -> None:

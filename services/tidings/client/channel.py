@@ -35,6 +35,8 @@ _RETRIED = {
 
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
+    # A replica tells its clients when it begins to stop, some seconds before it refuses calls.
+    "healthCheckConfig": {"serviceName": "balancing"},
     "methodConfig": [
         {
             "name": [

@@ -1,0 +1,1 @@
+"""Kubernetes manifests, and the programs that a developer runs beside them."""

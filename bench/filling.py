@@ -61,7 +61,7 @@ def user(number: int) -> users_pb2.User:
 @lru_cache(maxsize=_USERS)
 def _item(number: int) -> domain.Item:
     given = user(number)
-    return domain.Item(domain.create(given, uuid7(), given.email), None, b"")
+    return domain.Item(domain.create(given, dict(given.labels), uuid7(), given.email), None, b"")
 
 
 def _events(first: int, last: int, begin: datetime) -> Iterator[tuple[domain.Change, UUID, datetime, bytes]]:

@@ -42,7 +42,7 @@ def _refused_lines(text: str) -> list[int]:
             labels={"team": team},
         )
         violations: Violations = []
-        key = validation.check(user, validation.CALLER_FIELDS, "user", violations)
+        key = validation.check(user, {"team": team}, validation.CALLER_FIELDS, "user", violations)
         if violations or username in usernames or key in email_keys:
             refused.append(number)
             continue

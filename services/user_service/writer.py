@@ -50,9 +50,8 @@ _LONGEST_RECONNECT = 1.0
 _IMPORT_LIMIT = 500
 _IMPORT_LIMIT_BESIDE_CALLS = 100
 _LULL = 0.002  # seconds without an arrival that end a linger
-# A batch is taken when so much of the units in flight waits for it: while Postgres commits one part of them, this
-# process receives another. With a half, one late caller would hold up everybody.
-_SHARE = 0.45
+# A batch is taken when so much of the units in flight waits for it: while Postgres commits these, the others arrive.
+_SHARE = 0.6
 # What was in flight once is expected to come back, by so much less with each batch.
 _FADING = 0.99
 

@@ -136,7 +136,8 @@ sys.exit({call})
 
 def _deploy(cluster: Cluster, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return cluster.run(
-        sys.executable, "-c",
+        # Safe path: `deploy` is the copy, which has secrets, and not what is where the tests run.
+        sys.executable, "-P", "-c",
         _WITH_STAND_IN.format(call="apply.main(sys.argv[2:])"),
         str(cluster.place / "kubectl"), *arguments, PYTHONPATH=str(folder.parent),
     )  # fmt: skip
@@ -198,7 +199,7 @@ def test_the_smoke_test_is_run_anew_with_what_is_deployed(
     cluster.says("", state)
     script = _WITH_STAND_IN.format(call="smoke_test.main()")
     done = cluster.run(
-        sys.executable, "-c", script, cluster.place / "kubectl", PYTHONPATH=str(deploy_folder.parent)
+        sys.executable, "-P", "-c", script, cluster.place / "kubectl", PYTHONPATH=str(deploy_folder.parent)
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert "what the Job has said" in done.stdout

@@ -68,11 +68,11 @@ async def refused(call: object) -> Refusal:
     return refusal(caught.value)
 
 
-def stub_of(service: ServiceProcess) -> Stub:
-    """A stub on a channel of its own; closed with the event loop."""
+def stub_of(service: ServiceProcess, *options: tuple[str, int]) -> Stub:
+    """A stub on a channel of its own, with further options; closed with the event loop."""
     channel = grpc.aio.insecure_channel(
         service.address,
-        options=[("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)],
+        options=[("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1), *options],
     )
     return Stub(channel)
 

@@ -53,7 +53,7 @@ _LULL = 0.002  # seconds without an arrival that end a linger
 # A batch is taken when so much of the units in flight waits for it: while Postgres commits these, the others arrive.
 _SHARE = 0.6
 # What was in flight once is expected to come back, by so much less with each batch.
-_FADING = 0.99
+_FADING = 0.9
 
 
 # How a transaction ends that nobody objected to: the connection broke, or the server ended a session that held the lock
@@ -185,7 +185,8 @@ class Writer:
         """Waits for the first unit, then lingers until enough of the units in flight are here, or no other arrives for
         a while: a commit costs much, a unit little.
 
-        A lone caller never waits. While an import waits nobody lingers: calls gather during its commit.
+        A lone caller does not wait, but for some lulls after a crowd. While an import waits nobody lingers: calls gather
+        during its commit.
         """
         calls, imports = self._calls, self._imports
         if not calls and not imports:

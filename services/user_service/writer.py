@@ -185,8 +185,8 @@ class Writer:
         """Waits for the first unit, then lingers until enough of the units in flight are here, or no other arrives for
         a while: a commit costs much, a unit little.
 
-        A lone caller does not wait, but for some lulls after a crowd. While an import waits nobody lingers: calls gather
-        during its commit.
+        A lone caller does not wait, but for some lulls after a crowd. While an import waits nobody lingers: calls
+        gather during its commit.
         """
         calls, imports = self._calls, self._imports
         if not calls and not imports:

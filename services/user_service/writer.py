@@ -53,7 +53,7 @@ _LULL = 0.002  # seconds without an arrival that end a linger
 # A batch is taken when so much of the units in flight waits for it: while Postgres commits these, the others arrive.
 _SHARE = 0.6
 # What was in flight once is expected to come back, by so much less with each batch.
-_FADING = 0.9
+_FADING = 0.97
 
 
 # How a transaction ends that nobody objected to: the connection broke, or the server ended a session that held the lock

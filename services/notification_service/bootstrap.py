@@ -23,10 +23,11 @@ from notification_service.tables import SCHEMA_REVISION
 from notification_service.tail import Tail
 from notification_service.templates import Templates
 from notification_service.watch import Streams
-from servicekit import database, rpc, schema, telemetry
+from servicekit import database, guard, rpc, schema, telemetry
 from servicekit.configfile import InvalidConfigError
 from servicekit.database import Pool
 from servicekit.entrance import Entrance, open_entrance
+from servicekit.health import Health
 from servicekit.settings import variable
 from servicekit.tasks import Background
 from tidings.client import Batch, CursorStore, UserFeed, connect
@@ -132,9 +133,9 @@ async def _serve(
     subscriber = Subscriber(
         url, Inbox(composer, stored), open_feed=open_feed, log_id=log_id, patience=settings.standby_patience
     )
-    health = rpc.Health(_SERVICE.full_name)
+    health = Health(_SERVICE.full_name)
     server = rpc.server(entrance, health, _SERVICE)
-    rpc.add(
+    guard.add(
         server,
         entrance.source,
         notifications_pb2_grpc.add_NotificationServiceServicer_to_server,

@@ -62,7 +62,7 @@ class Call:
 
 
 def name_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """The name of who calls, for a servicer that was registered with `rpc.add`; empty where callers have none."""
+    """The name of who calls, for a servicer that was registered with `guard.add`; empty where callers have none."""
     return cast("Call", context).caller
 
 

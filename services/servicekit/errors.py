@@ -1,6 +1,6 @@
 """Errors a caller is meant to see.
 
-Anything below the API raises a `ServiceError`; one place (`servicekit.rpc`) turns it into a gRPC status with
+Anything below the API raises a `ServiceError`; one place (`servicekit.guard`) turns it into a gRPC status with
 google.rpc details. This module knows no gRPC, so that business code can raise without importing it.
 """
 

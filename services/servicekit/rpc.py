@@ -1,6 +1,4 @@
-"""gRPC servers: one place for callers, errors, options, health, reflection and the order of a clean shutdown.
-
-Every method but those of health is guarded: who calls is known, and may call it, before the servicer sees the call.
+"""gRPC servers: one place for options, health, reflection and the order of a clean shutdown.
 
 At SIGTERM: health turns NOT_SERVING, the service drains its streams, the server stops within its grace, background
 loops are joined. If a background loop dies the same happens, with exit code 1.
@@ -11,25 +9,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-import grpc
 import grpc.aio
-from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.descriptor import ServiceDescriptor
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import aio as reflection
-from grpc_status import rpc_status
 
-from servicekit import logs
+from servicekit import guard, logs
 from servicekit.addresses import is_loopback
-from servicekit.callers import Call, Source, admit, anyone
+from servicekit.callers import Call, anyone
 from servicekit.entrance import Entrance
-from servicekit.errors import DOMAIN, InvalidArgumentError, ServiceError
+from servicekit.errors import InvalidArgumentError
+from servicekit.health import Health
 from servicekit.tasks import Background
 
 log = logs.get(__name__)
@@ -55,177 +49,6 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 
 
-def _packed(detail: Any) -> any_pb2.Any:
-    box = any_pb2.Any()
-    box.Pack(detail)
-    return box
-
-
-def status_of(error: ServiceError) -> status_pb2.Status:
-    """The google.rpc.Status of an error, with its details."""
-    details = [_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))]
-    if error.violations:
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.description)
-            for violation in error.violations
-        ]
-        details.append(_packed(error_details_pb2.BadRequest(field_violations=violations)))
-    if error.retry_after is not None:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(error.retry_after * 1e9))
-        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message, details=details)
-
-
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ServiceError) -> None:
-    status = rpc_status.to_status(status_of(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)
-
-
-async def _abort_internal(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:
-    log.error("unexpected error in a call", method=method, exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log says more")
-
-
-def _guard_unary(source: Source, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        try:
-            call = Call(context)
-            admit(source, method, call)
-            return await behaviour(request, call)
-        except ServiceError as error:
-            await _abort(context, error)
-        except (grpc.aio.AbortError, grpc.aio.BaseError):
-            raise
-        except Exception as error:
-            await _abort_internal(context, method, error)
-
-    return guarded
-
-
-def _guard_stream(source: Source, method: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
-    # grpc.aio dispatches by isasyncgenfunction, so the guard is an async generator function itself.
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        try:
-            call = Call(context)
-            admit(source, method, call)
-            async for message in behaviour(request, call):
-                yield message
-        except ServiceError as error:
-            await _abort(context, error)
-        except (grpc.aio.AbortError, grpc.aio.BaseError):
-            raise
-        except Exception as error:
-            await _abort_internal(context, method, error)
-
-    return guarded
-
-
-class _GuardedServer:
-    """Stands for the server while a generated `add_..._to_server` registers: wraps each method in the guard.
-
-    The guard sits on the handler and not in an interceptor, for an interceptor costs each call another coroutine.
-    """
-
-    def __init__(self, server: grpc.aio.Server, source: Source, raw_responses: Sequence[str]) -> None:
-        self._server = server
-        self._source = source
-        self._raw = frozenset(raw_responses)
-
-    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Superseded by `add_registered_method_handlers`, which generated code calls right after."""
-
-    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-        for name, handler in handlers.items():
-            method = f"{service}/{name}"
-            serializer = None if name in self._raw else handler.response_serializer
-            if handler.unary_unary is not None:
-                wrapped[name] = grpc.unary_unary_rpc_method_handler(
-                    _guard_unary(self._source, method, handler.unary_unary), handler.request_deserializer, serializer
-                )
-            elif handler.unary_stream is not None:
-                wrapped[name] = grpc.unary_stream_rpc_method_handler(
-                    _guard_stream(self._source, method, handler.unary_stream), handler.request_deserializer, serializer
-                )
-            elif handler.stream_stream is not None:
-                # Requests are an iterator here; the guard only hands them on.
-                wrapped[name] = grpc.stream_stream_rpc_method_handler(
-                    _guard_stream(self._source, method, handler.stream_stream), handler.request_deserializer, serializer
-                )
-            else:
-                raise NotImplementedError(f"{method}: no guard for a stream with one answer")
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
-
-
-class _AddServicer(Protocol):
-    def __call__(self, servicer: Any, server: Any) -> None: ...
-
-
-def add(
-    server: grpc.aio.Server,
-    source: Source,
-    add_servicer: _AddServicer,
-    servicer: Any,
-    *,
-    raw_responses: Sequence[str] = (),
-) -> None:
-    """Registers a servicer behind the guard. Methods in `raw_responses` yield bytes that are sent as they are."""
-    add_servicer(servicer, _GuardedServer(server, source, raw_responses))
-
-
-class Health:
-    """grpc.health.v1 with the names `""`, `balancing`, `liveness`, `readiness`, `startup` and the service's own.
-
-    `liveness` and `startup` serve as soon as the process answers, `balancing` also, until it begins to stop: clients
-    that take turns among replicas watch it, and leave before calls are refused. The others follow `set_ready`.
-    """
-
-    def __init__(self, service: str) -> None:
-        self._service = service
-        self._ready: bool | None = None
-        self._closed = False
-        self.servicer = HealthServicer()
-
-    async def start(self) -> None:
-        """Alive and started, not ready yet."""
-        serving = health_pb2.HealthCheckResponse.SERVING
-        await self.servicer.set("liveness", serving)
-        await self.servicer.set("startup", serving)
-        await self.servicer.set("balancing", serving)
-        await self.set_ready(False)
-
-    async def set_ready(self, ready: bool) -> None:
-        """Tells whether callers should be sent here. After `close` it stays false."""
-        ready = ready and not self._closed
-        if ready == self._ready:
-            return
-        self._ready = ready
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", "readiness", self._service):
-            await self.servicer.set(name, status)
-        log.info("readiness changed", ready=ready)
-
-    async def close(self) -> None:
-        """NOT_SERVING for good."""
-        self._closed = True
-        await self.servicer.set("balancing", health_pb2.HealthCheckResponse.NOT_SERVING)
-        await self.set_ready(False)
-
-    async def follow(self, check: Callable[[], Awaitable[bool]], interval: float = 2.0) -> None:
-        """A background loop: readiness follows `check`, which is bounded in time and may raise."""
-        while True:
-            try:
-                async with asyncio.timeout(interval):
-                    ready = await check()
-            except Exception as error:
-                log.warning("not ready", reason=f"{type(error).__name__}: {error}")
-                ready = False
-            await self.set_ready(ready)
-            # Until the first success look again soon: whoever starts the process waits for it.
-            await asyncio.sleep(interval if ready else 0.2)
-
-
 def methods(*services: ServiceDescriptor) -> frozenset[str]:
     """The methods of a server that are guarded, as `package.Service/Method`: those of its services and reflection."""
     return frozenset(
@@ -239,7 +62,7 @@ def server(entrance: Entrance, health: Health, *services: ServiceDescriptor) -> 
     names = [service.full_name for service in (*services, _HEALTH, _REFLECTION)]
     # What reflection tells is for callers, too.
     reflecting = reflection.ReflectionServicer(names)
-    add(made, entrance.source, reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflecting)
+    guard.add(made, entrance.source, reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflecting)
     return made
 
 

@@ -1,4 +1,4 @@
-"""Background tasks that are not allowed to die unseen.
+"""Background tasks that are not allowed to die unseen, and how a waiting task is woken.
 
 A service's loops (writer, tailer, dispatcher ...) run under one `Background`. Such a loop never returns by itself; if
 one ends or raises, `failed` is set, health turns to NOT_SERVING and the process exits with 1, so that whoever
@@ -54,3 +54,9 @@ class Background:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def wake(waiter: asyncio.Future[None]) -> None:
+    """Lets whoever waits for a future go on, if it has not already."""
+    if not waiter.done():
+        waiter.set_result(None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from servicekit import database, logs, rpc, schema, telemetry
+from servicekit import database, guard, logs, rpc, schema, telemetry
 from servicekit.database import Pool
 from servicekit.entrance import Entrance, open_entrance
+from servicekit.health import Health
 from servicekit.tasks import Background
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 from user_service import janitor, reads, retention, sealer
@@ -84,9 +85,9 @@ async def _serve(settings: UserServiceSettings, entrance: Entrance, url: str, qu
         reconnect_spread=settings.reconnect_spread,
     )
     imports = Imports(writer, max_imports=settings.max_imports)
-    health = rpc.Health(_SERVICE.full_name)
+    health = Health(_SERVICE.full_name)
     server = rpc.server(entrance, health, _SERVICE)
-    rpc.add(
+    guard.add(
         server,
         entrance.source,
         users_pb2_grpc.add_UserServiceServicer_to_server,

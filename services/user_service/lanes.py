@@ -28,6 +28,16 @@ class Waiting:
     outcomes: asyncio.Future[list[Outcome]]
     since: float
 
+    def answer(self, outcomes: list[Outcome]) -> None:
+        """Tells whoever still waits what became of the items."""
+        if not self.outcomes.done():
+            self.outcomes.set_result(outcomes)
+
+    def refuse(self, error: BaseException) -> None:
+        """Tells whoever still waits why there is no outcome."""
+        if not self.outcomes.done():
+            self.outcomes.set_exception(error)
+
 
 def waiting(unit: Unit, since: float | None = None) -> Waiting:
     """A unit that waits from now on, or has waited since then, in the loop's time."""

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
+from servicekit.tasks import wake
 from user_service.events import Entry
 
 # What sending one message to one stream takes, roughly: streams are not woken faster than they can be served.
@@ -116,7 +117,7 @@ class Window:
 
     def _wake_some(self, waiters: list[asyncio.Future[None]]) -> None:
         for waiter in waiters[:_AT_ONCE]:
-            _set(waiter)
+            wake(waiter)
         rest = waiters[_AT_ONCE:]
         if rest:
             pause = _PAUSE if self._callers_wait() else 0
@@ -127,14 +128,9 @@ class Window:
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         self._waiters.add(waiter)
-        timer = loop.call_at(until, _set, waiter)
+        timer = loop.call_at(until, wake, waiter)
         try:
             await waiter
         finally:
             timer.cancel()
             self._waiters.discard(waiter)
-
-
-def _set(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

@@ -7,8 +7,6 @@ on plain reads, and positions are dense and in commit order.
 What always holds:
 - Units that share a user, a name, an address or a request_id are never in one batch; the later one waits for the next.
 - A unit's refusal is its own; the rest of the batch goes on. So is an item's, if its unit is independent.
-- Calls and imports have a lane each and batches by turns: a call waits for one batch of imports at most, however many
-  there are, and an import for one batch of calls. While calls come batches of imports are small.
 - A caller is answered only when the outcome is known. After a lost connection `pg_xact_status` is asked, by the
   transaction's id noted before COMMIT, and the log, for an event of the batch; only a transaction known to be aborted
   is tried again, and only for callers that still wait.
@@ -19,20 +17,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import cast
 
 import psycopg
-from uuid_utils import uuid7
 
 from servicekit import database, flush, logs
 from servicekit.database import Connection
 from servicekit.errors import ServiceError
-from user_service import domain, errors, events, lanes, reads, store
-from user_service.domain import Change, Decision, Known, Unit
+from user_service import errors, lanes, planning, reads, store
+from user_service.domain import Unit
 from user_service.events import Entry
-from user_service.lanes import Lane, Outcome, Waiting
+from user_service.lanes import Outcome, Waiting
+from user_service.queueing import Queue
 
 log = logs.get(__name__)
 
@@ -46,14 +43,6 @@ _SESSION: dict[str, str | int] = {
 _TRIES = 3
 _QUEUED_WITHOUT_DATABASE = 5.0
 _LONGEST_RECONNECT = 1.0
-# Users in one batch of imports: the more, the less a user costs, and the longer calls wait that come meanwhile.
-_IMPORT_LIMIT = 500
-_IMPORT_LIMIT_BESIDE_CALLS = 100
-_LULL = 0.002  # seconds without an arrival that end a linger
-# A batch is taken when so much of the units in flight waits for it: while Postgres commits these, the others arrive.
-_SHARE = 0.6
-# What was in flight once is expected to come back, by so much less with each batch.
-_FADING = 0.97
 
 
 # How a transaction ends that nobody objected to: the connection broke, or the server ended a session that held the lock
@@ -63,16 +52,6 @@ _LOST = (psycopg.OperationalError, psycopg.InternalError)
 
 class _UnknownOutcomeError(Exception):
     """COMMIT was sent and no answer came, or the answer was not a plain success."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What a batch writes, and what its callers are answered once it is committed."""
-
-    changes: list[Change]
-    entries: list[Entry]
-    kept: list[store.Answer]
-    outcomes: list[tuple[Waiting, list[Outcome]]]
 
 
 class Writer:
@@ -94,35 +73,27 @@ class Writer:
         self._url = url
         self._committed = committed
         self._in_doubt = in_doubt
-        self._linger = linger
         self._queue_limit = queue_limit
         self._queue_limit_per_caller = queue_limit_per_caller
         self._deleted_kept = timedelta(seconds=deleted_kept)
         self._unknown_outcome_wait = unknown_outcome_wait
-        self._calls = Lane(batch_limit)
-        self._imports = Lane(_IMPORT_LIMIT)
-        self._arrived = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._queue = Queue(batch_limit, linger)
         self._closed = False
         self._connection: Connection | None = None
         self._notices: list[str] = []
-        # Units in flight: those of a batch when it is answered, and those that wait meanwhile.
-        self._in_flight = 1.0
-        self._enough = 1
-        self._gathering: asyncio.Future[None] | None = None
         self._batches = 0
 
     async def submit(self, unit: Unit) -> list[bytes]:
         """Returns the serialized answer for each item once the unit is committed. Raises the ServiceError it is
         refused with.
         """
-        calls, more = self._calls, len(unit.items)
+        calls, more = self._queue.calls, len(unit.items)
         if calls.items + more > self._queue_limit:
             raise errors.queue_full()
         if unit.caller and calls.items_of[unit.caller] + more > self._queue_limit_per_caller:
             raise errors.caller_queue_full(unit.caller, self._queue_limit_per_caller)
-        return cast("list[bytes]", await self._added(calls, unit))
+        self._check_open()
+        return cast("list[bytes]", await self._queue.add_call(unit))
 
     def submit_import(self, unit: Unit) -> asyncio.Future[list[Outcome]]:
         """Queues an independent unit of at most `import_limit` items; the future has each item's outcome, or the
@@ -131,79 +102,47 @@ class Writer:
         An import has one unit here at a time: so the lane is bounded by the number of imports, and of two users that
         want the same name the one that was sent first wins.
         """
-        return self._added(self._imports, unit)
+        self._check_open()
+        return self._queue.add_import(unit)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise errors.shutting_down()
 
     @property
     def import_limit(self) -> int:
         """How many items an import should ask for at once: fewer while calls are about."""
-        return self._imports.limit
-
-    def _added(self, lane: Lane, unit: Unit) -> asyncio.Future[list[Outcome]]:
-        if self._closed:
-            raise errors.shutting_down()
-        outcomes = lane.add(unit)
-        self._idle.clear()
-        self._arrived.set()
-        if self._gathering is not None and (lane is self._imports or len(lane) >= self._enough):
-            _wake(self._gathering)
-        return outcomes
+        return self._queue.imports.limit
 
     @property
     def is_idle(self) -> bool:
         """Whether nobody waits for a commit."""
-        return self._idle.is_set()
+        return self._queue.idle.is_set()
 
     async def close(self, timeout: float) -> None:
         """Refuses new units and waits until the queued ones are answered, at most `timeout` seconds."""
         self._closed = True
         try:
             async with asyncio.timeout(timeout):
-                await self._idle.wait()
+                await self._queue.idle.wait()
         except TimeoutError:
-            log.warning("changes were still waiting at the end", waiting=len(self._calls) + len(self._imports))
+            log.warning("changes were still waiting at the end", waiting=len(self._queue))
 
     async def run(self) -> None:
         """Commits batch after batch."""
         try:
             while True:
-                await self._gather()
-                calls = self._calls.take()
+                await self._queue.gather()
+                calls = self._queue.take_calls()
                 if calls:
                     await self._commit(calls)
-                    self._in_flight = max(self._in_flight * _FADING, len(calls) + len(self._calls))
-                self._imports.limit = _IMPORT_LIMIT_BESIDE_CALLS if calls else _IMPORT_LIMIT
-                imports = self._imports.take()
+                    self._queue.answered(calls)
+                imports = self._queue.take_imports(beside_calls=bool(calls))
                 if imports:
                     await self._commit(imports)
         finally:
             if self._connection is not None:
                 await self._connection.close()
-
-    # Gathering a batch
-
-    async def _gather(self) -> None:
-        """Waits for the first unit, then lingers until enough of the units in flight are here, or no other arrives for
-        a while: a commit costs much, a unit little.
-
-        A lone caller does not wait, but for some lulls after a crowd. While an import waits nobody lingers: calls
-        gather during its commit.
-        """
-        calls, imports = self._calls, self._imports
-        if not calls and not imports:
-            self._idle.set()
-            self._arrived.clear()
-            await self._arrived.wait()
-        self._enough = min(calls.limit, int(self._in_flight * _SHARE))
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._linger
-        waiting = 0
-        while not imports and waiting < len(calls) < self._enough and loop.time() < until:
-            waiting = len(calls)
-            self._gathering = loop.create_future()
-            lull = loop.call_later(_LULL, _wake, self._gathering)
-            await self._gathering
-            lull.cancel()
-        self._gathering = None
 
     # Committing it
 
@@ -254,7 +193,7 @@ class Writer:
         elif len(unit.items) > 1:
             await self._commit_halves(waiting)
         elif isinstance(refusal, ServiceError):
-            _answer(waiting, [refusal])
+            waiting.answer([refusal])
         else:
             _refuse(batch, refusal)
 
@@ -267,10 +206,10 @@ class Writer:
             await self._commit([half])
             error = half.outcomes.exception()
             if error is not None:
-                _refuse([waiting], error)
+                waiting.refuse(error)
                 return
             outcomes += half.outcomes.result()
-        _answer(waiting, outcomes)
+        waiting.answer(outcomes)
 
     async def _transact(self, connection: Connection, batch: list[Waiting]) -> None:
         """One transaction. Returns when it is committed; raises psycopg.Error only if it is known to be aborted."""
@@ -278,8 +217,8 @@ class Writer:
         if self._batches.bit_count() == 1:
             # Tables grow faster than autovacuum looks at them: plan anew each time their growth may have doubled.
             await store.forget_plans(connection)
-        locked, known = await store.begin(connection, _lookups(batch))
-        plan = self._plan(batch, locked, known)
+        locked, known = await store.begin(connection, planning.lookups(batch))
+        plan = planning.plan(batch, locked, known, self._deleted_kept)
         if not plan.entries and not plan.kept:
             await store.roll_back(connection)
         else:
@@ -295,7 +234,7 @@ class Writer:
                 raise _UnknownOutcomeError
             self._committed(plan.entries)
         for waiting, outcomes in plan.outcomes:
-            _answer(waiting, outcomes)
+            waiting.answer(outcomes)
 
     async def _is_committed(self, xid: str, entries: list[Entry]) -> bool:
         """What became of a transaction whose COMMIT may have been sent. Raises _UnknownOutcomeError if it cannot be
@@ -324,49 +263,6 @@ class Writer:
                 await asyncio.sleep(0.1)
         raise _UnknownOutcomeError
 
-    def _plan(self, batch: list[Waiting], locked: store.Locked, known: Known) -> _Plan:
-        moment = domain.moment(locked.time, self._deleted_kept)
-        plan = _Plan([], [], [], [])
-        position = locked.head
-        for waiting in batch:
-            unit = waiting.unit
-            try:
-                decide = domain.decide_each if unit.independent else domain.decide
-                decided = decide(unit, known, moment)
-            except ServiceError as error:
-                if not waiting.outcomes.done():
-                    waiting.outcomes.set_exception(error)
-                continue
-            outcomes = [one if isinstance(one, ServiceError) else _encoded(one) for one in decided]
-            plan.outcomes.append((waiting, outcomes))
-            if unit.validate_only:
-                continue
-            origin = events.origin(unit.actor, unit.trace_parent, unit.trace_state)
-            group, lone = len(plan.entries), unit.independent or len(decided) == 1
-            for decision, answer in zip(decided, outcomes, strict=True):
-                if isinstance(decision, ServiceError) or isinstance(answer, ServiceError):
-                    continue
-                change, item = decision.change, decision.item
-                if change is not None:
-                    position += 1
-                    event_id = uuid7()
-                    element = events.encode(change, position, str(event_id), moment.encoded, origin)
-                    previous = None if change.previous is None else change.previous.SerializeToString()
-                    plan.changes.append(change)
-                    fields = domain.field_bits(change.changed_fields)
-                    plan.entries.append(
-                        Entry(
-                            position, event_id.bytes, lone, moment.time, element, previous,
-                            change.id, change.type, fields,
-                        )
-                    )  # fmt: skip
-                if item.request_id is not None and decision.answer is None:
-                    key = (item.request_id, unit.caller, unit.method)
-                    plan.kept.append(store.Answer(key, item.body_hash, answer))
-            if not lone and len(plan.entries) > group:
-                plan.entries[-1] = plan.entries[-1]._replace(group_end=True)
-        return plan
-
     # The connection
 
     async def _connected(self, batch: list[Waiting]) -> Connection | None:
@@ -390,7 +286,7 @@ class Writer:
     def _expire(self, batch: list[Waiting]) -> None:
         """Refuses what has waited too long for a database."""
         since = asyncio.get_running_loop().time() - _QUEUED_WITHOUT_DATABASE
-        late = [waiting for waiting in (*batch, *self._calls, *self._imports) if waiting.since < since]
+        late = [waiting for waiting in (*batch, *self._queue) if waiting.since < since]
         _refuse(late, errors.database_unavailable())
 
     async def _disconnect(self) -> None:
@@ -402,49 +298,9 @@ class Writer:
         self._notices.append(diagnostic.message_primary or "")
 
 
-def _lookups(batch: list[Waiting]) -> store.Lookups:
-    lookups = store.Lookups([], [], [], [])
-    for waiting in batch:
-        for item in waiting.unit.items:
-            mutation = item.mutation
-            if item.request_id is not None:
-                lookups.request_ids.append(item.request_id)
-            if isinstance(mutation, domain.Create):
-                lookups.usernames.append(mutation.user.username)
-                lookups.email_keys.append(mutation.email_key)
-            else:
-                lookups.ids.append(mutation.id)
-                if isinstance(mutation, domain.Update):
-                    if "username" in mutation.fields:
-                        lookups.usernames.append(mutation.user.username)
-                    if "email" in mutation.fields:
-                        lookups.email_keys.append(mutation.email_key)
-    return lookups
-
-
-def _encoded(decision: Decision) -> bytes:
-    if decision.change is not None:
-        return decision.change.encoded
-    if decision.answer is not None:
-        return decision.answer
-    assert decision.user is not None  # noqa: S101 - a decision has one of the three
-    return decision.user.SerializeToString()
-
-
-def _wake(gathering: asyncio.Future[None]) -> None:
-    if not gathering.done():
-        gathering.set_result(None)
-
-
-def _answer(waiting: Waiting, outcomes: list[Outcome]) -> None:
-    if not waiting.outcomes.done():
-        waiting.outcomes.set_result(outcomes)
-
-
 def _refuse(batch: list[Waiting], error: BaseException) -> None:
     for waiting in batch:
-        if not waiting.outcomes.done():
-            waiting.outcomes.set_exception(error)
+        waiting.refuse(error)
 
 
 def _refusal(error: psycopg.Error) -> BaseException:

@@ -21,7 +21,7 @@ from notification_service.compose import Composer
 from notification_service.inbox import Inbox
 from notification_service.tail import Tail
 from notification_service.watch import Streams
-from servicekit import callers, rpc
+from servicekit import callers, guard
 from servicekit.database import Connection, Pool
 from tests.notifications.conftest import Events, batch
 from tidings.notifications.v1 import notifications_pb2 as pb
@@ -52,7 +52,7 @@ async def api(pool: Pool, connection: Connection, composer: Composer) -> AsyncIt
         pool, tail, max_streams=10, max_streams_per_caller=10, max_stream_age=1800.0, reconnect_spread=3.0
     )
     server = grpc.aio.server()
-    rpc.add(
+    guard.add(
         server,
         callers.anyone,
         notifications_pb2_grpc.add_NotificationServiceServicer_to_server,

@@ -119,14 +119,19 @@ def _bulky() -> None:
 
 @_switch("Honest", "tells events before COMMIT, which may still fail")
 def _hasty() -> None:
-    plan = Writer._plan
+    transact, commit = Writer._transact, store.commit
+    writing: list[Writer] = []
 
-    def broken(self: Writer, *arguments: Any) -> Any:
-        made = plan(self, *arguments)
-        self._committed(made.entries)
-        return made
+    async def noted(self: Writer, *arguments: Any) -> None:
+        writing[:] = [self]
+        await transact(self, *arguments)
 
-    _put(Writer, "_plan", broken)
+    async def broken(connection: Any, locked: Any, changes: Any, entries: list[Entry], kept: Any) -> None:
+        writing[0]._committed(entries)
+        await commit(connection, locked, changes, entries, kept)
+
+    _put(Writer, "_transact", noted)
+    _put(store, "commit", broken)
 
 
 @_switch("Honest", "takes a COMMIT whose answer was lost for done")

@@ -11,7 +11,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.harness import Database, Databases, MailCatcher, PostgresProxy, PostgresServer, Services
+from tests.harness import Collector, Database, Databases, MailCatcher, PostgresProxy, PostgresServer, Services
+from tests.harness.collector import collecting
 
 # What is started in a shell's background ignores SIGINT, and so would the processes of the tests, which are sent it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -79,3 +80,10 @@ async def mail_catcher(short_dir: Path) -> AsyncIterator[MailCatcher]:
     catcher = await MailCatcher(short_dir).start()
     yield catcher
     await catcher.stop()
+
+
+@pytest.fixture
+async def collector() -> AsyncIterator[Collector]:
+    """An OpenTelemetry collector that listens."""
+    async with collecting() as made:
+        yield made

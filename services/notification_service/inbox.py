@@ -39,10 +39,11 @@ class Inbox:
 
     async def store(self, connection: Connection, cursor: Cursor, batch: Batch) -> Cursor:
         """Processes a batch that follows `cursor`; returns the cursor after it. Raises CursorMovedError."""
-        with tracing.processing(batch.events):
-            composed = await self._compose(batch.events)
+        with tracing.processing(batch.events) as origins:
+            composed = await self._compose(batch.events, origins)
             try:
-                after = await self._write(connection, cursor, batch, composed)
+                with tracing.storing(origins, len(batch.events)):
+                    after = await self._write(connection, cursor, batch, composed)
             except BaseException:
                 await _roll_back(connection)
                 raise
@@ -50,9 +51,11 @@ class Inbox:
             self._stored()
         return after
 
-    async def _compose(self, events: Sequence[users_pb2.UserEvent]) -> list[Notification]:
+    async def _compose(self, events: Sequence[users_pb2.UserEvent], origins: tracing.Origins) -> list[Notification]:
         composed: list[Notification] = []
         for number, event in enumerate(events, 1):
+            if event.id in origins:
+                event.trace_parent, event.trace_state = origins[event.id]
             composed += self._composer.compose(event)
             if number % _EVENTS_PER_TURN == 0:
                 await asyncio.sleep(0)

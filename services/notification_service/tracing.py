@@ -1,48 +1,84 @@
-"""Spans of the way of an event: one where it is processed, one per delivery attempt, in the trace of the call that made
-it.
+"""Spans of the way of an event through this service, in the trace of the call that made it.
 
-The context of that call is stored with the notification and its deliveries, and goes on to the other side, whether or
-not this process exports spans.
+`process user_events` of each sampled event is a child of its `send user_events`, whatever batch it came in, and lasts
+until what became of it is stored: `store inbox`, a child of it for a single event, else of a trace of its own that
+links to each. Deliveries are children of the processing, one span per attempt: the context is stored with the
+notification, so that this holds across restarts. It goes on to the other side, whether or not this process exports
+spans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from opentelemetry import trace
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
 from notification_service.channels import Outcome
 from notification_service.domain import Leased, Result
 from servicekit import telemetry
 from tidings.users.v1 import users_pb2
 
-_PROPAGATOR = TraceContextTextMapPropagator()
 _MOST_LINKS = 128
+_PROCESS: dict[str, str | int] = {
+    "messaging.system": "tidings",
+    "messaging.operation.name": "process",
+    "messaging.operation.type": "process",
+    "messaging.destination.name": "user_events",
+}
+
+_tracer = trace.get_tracer(__name__)
+
+# `(traceparent, tracestate)` of the processing of an event, by its id.
+Origins = Mapping[str, tuple[str, str]]
 
 
 @contextmanager
-def processing(events: Sequence[users_pb2.UserEvent]) -> Iterator[None]:
-    """The span of a batch: a child of a single event's call, a trace of its own that links to the calls of several."""
-    if not events or not telemetry.enabled():
+def processing(events: Sequence[users_pb2.UserEvent]) -> Iterator[Origins]:
+    """The spans of the sampled events of a batch, and what their notifications carry on."""
+    spans = _process_spans(events) if telemetry.enabled() else {}
+    try:
+        yield {id_: telemetry.carried(span.get_span_context()) for id_, span in spans.items()}
+    except BaseException as error:
+        for span in spans.values():
+            telemetry.failed(span, error)
+        raise
+    finally:
+        for span in spans.values():
+            span.end()
+
+
+def _process_spans(events: Sequence[users_pb2.UserEvent]) -> dict[str, Span]:
+    spans = {}
+    for event in events:
+        if not event.trace_parent:
+            continue
+        sender = telemetry.extract(event.trace_parent, event.trace_state)
+        if not trace.get_current_span(sender).get_span_context().trace_flags.sampled:
+            continue
+        attributes = {**_PROCESS, "messaging.message.id": event.id, "tidings.position": event.position}
+        spans[event.id] = _tracer.start_span(
+            "process user_events", context=sender, kind=SpanKind.CONSUMER, attributes=attributes
+        )
+    return spans
+
+
+@contextmanager
+def storing(origins: Origins, events: int) -> Iterator[None]:
+    """The span of the transaction that stores what became of so many events."""
+    if not origins:
         yield
         return
-    contexts = [telemetry.extract(event.trace_parent, event.trace_state) for event in events[:_MOST_LINKS]]
-    spans = [trace.get_current_span(context).get_span_context() for context in contexts]
-    single = len(events) == 1 and spans[0].is_valid
-    with trace.get_tracer(__name__).start_as_current_span(
-        "process user_events",
-        context=contexts[0] if single else None,
-        kind=SpanKind.CONSUMER,
-        links=[] if single else [Link(span) for span in spans if span.is_valid],
-        attributes={
-            "messaging.operation.type": "process",
-            "messaging.destination.name": "user_events",
-            "messaging.batch.message_count": len(events),
-            "tidings.position": events[-1].position,
-        },
+    parents = [telemetry.extract(*origin) for origin in origins.values()]
+    links = [Link(trace.get_current_span(parent).get_span_context()) for parent in parents[:_MOST_LINKS]]
+    with _tracer.start_as_current_span(
+        "store inbox",
+        context=parents[0] if events == 1 else telemetry.sampled(),
+        links=[] if events == 1 else links,
+        attributes={"db.system.name": "postgresql", "messaging.batch.message_count": events},
+        record_exception=False,
     ):
         yield
 
@@ -56,12 +92,13 @@ class Attempt:
         self._span = span
 
     def ended(self, outcome: Outcome) -> None:
-        """Notes how the attempt ended."""
+        """Notes how the attempt ended: by its code, for what the other side says of it may name a user."""
         self._span.set_attribute("tidings.outcome", outcome.result.name)
         if outcome.code:
             self._span.set_attribute("tidings.response_code", outcome.code)
         if outcome.result is not Result.SUCCEEDED:
-            self._span.set_status(Status(StatusCode.ERROR, outcome.detail))
+            self._span.set_attribute("error.type", str(outcome.code) if outcome.code else outcome.result.name)
+            self._span.set_status(Status(StatusCode.ERROR))
 
 
 @contextmanager
@@ -70,12 +107,11 @@ def attempt(leased: Leased) -> Iterator[Attempt]:
     if not telemetry.enabled():
         yield Attempt(leased.trace_parent, leased.trace_state, trace.INVALID_SPAN)
         return
-    with trace.get_tracer(__name__).start_as_current_span(
+    parent = telemetry.extract(leased.trace_parent, leased.trace_state) if leased.trace_parent else Context()
+    with _tracer.start_as_current_span(
         f"deliver {leased.channel}",
-        context=telemetry.extract(leased.trace_parent, leased.trace_state),
+        context=parent,
         kind=SpanKind.CLIENT,
         attributes={"tidings.delivery_id": str(leased.id), "tidings.attempt": leased.number},
     ) as span:
-        carrier: dict[str, str] = {}
-        _PROPAGATOR.inject(carrier)
-        yield Attempt(carrier.get("traceparent", ""), carrier.get("tracestate", ""), span)
+        yield Attempt(*telemetry.carried(span.get_span_context()), span)

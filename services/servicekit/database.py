@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
 from psycopg import AsyncConnection, conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy.dialects.postgresql import psycopg as dialect
 from sqlalchemy.sql import ClauseElement
 
+from servicekit import telemetry
 from servicekit.arrays import Array, ArrayDumper
 
 Connection = AsyncConnection[TupleRow]
@@ -73,10 +75,14 @@ async def connect(url: str, application: str, **session: str | int) -> Connectio
 
 
 def pool(url: str, application: str, *, size: int, **session: str | int) -> Pool:
-    """A pool of at most `size` autocommit connections, not opened yet: `async with pool`."""
+    """A pool of at most `size` autocommit connections, not opened yet: `async with pool`. What a traced call asks has
+    spans.
+    """
 
     async def configure(connection: Connection) -> None:
         _adapt(connection)
+        if telemetry.enabled():
+            PsycopgInstrumentor.instrument_connection(connection)
 
     kwargs: dict[str, Any] = {"autocommit": True}
     return AsyncConnectionPool(

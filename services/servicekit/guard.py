@@ -15,7 +15,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from servicekit import logs
+from servicekit import logs, telemetry, tracing
 from servicekit.callers import Call, Source, admit
 from servicekit.errors import DOMAIN, ServiceError
 
@@ -55,11 +55,15 @@ async def _abort_internal(context: grpc.aio.ServicerContext[Any, Any], method: s
 
 
 def _guard_unary(source: Source, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    async def admitted(request: Any, call: Call) -> Any:
+        admit(source, method, call)
+        return await behaviour(request, call)
+
+    answer = tracing.traced(method, admitted) if telemetry.enabled() else admitted
+
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            call = Call(context)
-            admit(source, method, call)
-            return await behaviour(request, call)
+            return await answer(request, Call(context))
         except ServiceError as error:
             await _abort(context, error)
         except (grpc.aio.AbortError, grpc.aio.BaseError):
@@ -73,6 +77,7 @@ def _guard_unary(source: Source, method: str, behaviour: Callable[..., Awaitable
 def _guard_stream(source: Source, method: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
     # grpc.aio dispatches by isasyncgenfunction, so the guard is an async generator function itself.
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        telemetry.suppress()
         try:
             call = Call(context)
             admit(source, method, call)

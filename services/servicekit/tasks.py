@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from servicekit import logs
+from servicekit import logs, telemetry
 
 log = logs.get(__name__)
 
@@ -26,8 +26,8 @@ class Background:
         self.failure: str | None = None
 
     def start(self, loop: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Starts a loop that must run until `stop`."""
-        task = asyncio.create_task(loop, name=name)
+        """Starts a loop that must run until `stop`. Its polls make no spans."""
+        task = asyncio.create_task(_quiet(loop), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
@@ -54,6 +54,11 @@ class Background:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _quiet(loop: Coroutine[Any, Any, None]) -> None:
+    telemetry.suppress()
+    await loop
 
 
 def wake(waiter: asyncio.Future[None]) -> None:

@@ -1,46 +1,112 @@
-"""OpenTelemetry, set up once per process, and the W3C trace context of a call.
+"""OpenTelemetry traces, set up once per process, and the W3C trace context that is carried on.
 
-Tracing is on if an OTLP endpoint is configured (`OTEL_EXPORTER_OTLP_ENDPOINT` or its traces variant) and
-`OTEL_SDK_DISABLED` is not true. Without it the context of a caller is still carried on: an event keeps the trace of the
-call that made it, whether or not this process exports spans.
+Tracing is on if an OTLP endpoint is configured (`OTEL_EXPORTER_OTLP_ENDPOINT` or its traces variant) or
+`OTEL_TRACES_EXPORTER` names an exporter. The SDK's variables hold, those of the sampler, the resource, the batch
+processor, the limits and the exporter. Without tracing the context of a caller is still carried on: an event keeps the
+trace of the call that made it, whether or not this process exports spans.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 
-import grpc.aio
+from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import sampling as samplers
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TraceState
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import Attributes
+
+from servicekit.configfile import InvalidConfigError
+from servicekit.errors import ServiceError
 
 _PROPAGATOR = TraceContextTextMapPropagator()
-_LONGEST_STATE = 512  # what W3C Trace Context asks implementations to carry at least
+_SAMPLED = contexts.create_key("sampled")
 
 
 def enabled() -> bool:
     """Whether this process exports spans."""
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
-        return False
-    return bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+    return _exporter_name() != "none"
+
+
+def _exporter_name() -> str:
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return "none"
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return os.environ.get("OTEL_TRACES_EXPORTER") or ("otlp" if endpoint else "none")
+
+
+def _exporter() -> SpanExporter:
+    name = _exporter_name()
+    if name == "console":
+        return ConsoleSpanExporter()
+    if name != "otlp":
+        raise InvalidConfigError(f"OTEL_TRACES_EXPORTER: must be otlp, console or none, not {name!r}")
+    general = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
+    protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or general
+    if protocol != "grpc":
+        raise InvalidConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL: must be grpc, not {protocol!r}")
+    # Takes a tenth of a service's start, for nothing where spans are not exported.
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter()
+
+
+def resource(service: str) -> Resource:
+    """What this process says of itself; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say it better."""
+    ours = Resource.create(
+        {
+            "service.name": service,
+            "service.namespace": "tidings",
+            "service.version": version("tidings"),
+            "service.instance.id": str(uuid.uuid4()),
+        }
+    )
+    return ours.merge(OTELResourceDetector().detect())
+
+
+class _Forced(Sampler):
+    """Samples what is asked for by `sampled`; leaves the rest to the sampler of the process."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        if parent_context is not None and parent_context.get(_SAMPLED):
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes)
+        return self._sampler.should_sample(parent_context, trace_id, name, kind, attributes, links)
+
+    def get_description(self) -> str:
+        return self._sampler.get_description()
 
 
 @contextmanager
 def tracing(service: str) -> Iterator[None]:
-    """Exports spans for as long as it is open; flushes them at its end."""
+    """Exports spans for as long as it is open; flushes them at its end. Raises InvalidConfigError."""
     if not enabled():
         yield
         return
-    # Takes a tenth of a service's start, for nothing where spans are not exported.
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-    provider = TracerProvider(resource=Resource.create({"service.name": service, "service.namespace": "tidings"}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    exporter = _exporter()
+    provider = TracerProvider(sampler=_Forced(samplers._get_from_env_or_default()), resource=resource(service))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     try:
         yield
@@ -48,22 +114,31 @@ def tracing(service: str) -> Iterator[None]:
         provider.shutdown()
 
 
-def incoming(context: grpc.aio.ServicerContext[object, object]) -> tuple[str, str]:
-    """`(traceparent, tracestate)` of a call: the current span's if there is one, else the caller's; empty if none."""
-    current = trace.get_current_span().get_span_context()
-    if current.is_valid:
-        carrier: dict[str, str] = {}
-        _PROPAGATOR.inject(carrier)
-        return carrier.get("traceparent", ""), carrier.get("tracestate", "")
-    parent = state = ""
-    for key, value in context.invocation_metadata() or ():
-        if key == "traceparent":
-            parent = str(value)
-        elif key == "tracestate":
-            state = str(value)
-    if parent and not is_valid(parent):
-        return "", ""
-    return parent, state[:_LONGEST_STATE] if parent else ""
+def suppress() -> None:
+    """Lets libraries start no spans in what is left of the current task."""
+    contexts.attach(contexts.set_value(contexts._SUPPRESS_INSTRUMENTATION_KEY, True))
+
+
+def sampled() -> Context:
+    """A context without a parent whose spans are exported whatever the sampler says: for a batch that links to sampled
+    traces.
+    """
+    return contexts.set_value(_SAMPLED, True, Context())
+
+
+def failed(span: Span, error: BaseException) -> None:
+    """Notes on a span what ended it."""
+    span.set_attribute("error.type", error.reason if isinstance(error, ServiceError) else type(error).__qualname__)
+    span.set_status(Status(StatusCode.ERROR))
+
+
+# The context that is carried on
+
+
+def carried(span: trace.SpanContext) -> tuple[str, str]:
+    """`(traceparent, tracestate)` of a span."""
+    state = span.trace_state.to_header() if span.trace_state else ""
+    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}", state
 
 
 def is_valid(parent: str) -> bool:

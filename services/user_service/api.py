@@ -14,7 +14,7 @@ from typing import Any
 import grpc.aio
 import psycopg
 
-from servicekit import callers, rpc, telemetry
+from servicekit import callers, rpc, tracing
 from servicekit.database import Connection, Pool
 from servicekit.errors import NotFoundError, Violation, invalid
 from tidings.users.v1 import users_pb2, users_pb2_grpc
@@ -101,7 +101,7 @@ class UserService(users_pb2_grpc.UserServiceServicer):
     async def ImportUsers(
         self, request_iterator: AsyncIterator[users_pb2.ImportUsersRequest], context: _Context
     ) -> AsyncIterator[users_pb2.ImportUsersResponse]:
-        trace_parent, trace_state = telemetry.incoming(context)
+        trace_parent, trace_state = tracing.incoming(context)
         caller = callers.name_of(context)
         unit = Unit((), caller, "ImportUsers", caller, trace_parent, trace_state, independent=True)
         async for answer in self._imports.stream(request_iterator, unit):
@@ -120,7 +120,7 @@ class UserService(users_pb2_grpc.UserServiceServicer):
         self, items: tuple[Item, ...], method: str, context: _Context, *, validate_only: bool = False
     ) -> list[bytes]:
         caller = callers.name_of(context)
-        trace_parent, trace_state = telemetry.incoming(context)
+        trace_parent, trace_state = tracing.incoming(context)
         return await self._writer.submit(
             Unit(
                 items,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from servicekit.errors import ServiceError
+from user_service import tracing
 from user_service.domain import Unit
 
 # What became of an item: its serialized answer, or why it was refused (only if its unit is independent).
@@ -27,6 +28,7 @@ class Waiting:
     exclusive: bool
     outcomes: asyncio.Future[list[Outcome]]
     since: float
+    wait: tracing.Wait | None = None
 
     def answer(self, outcomes: list[Outcome]) -> None:
         """Tells whoever still waits what became of the items."""
@@ -42,7 +44,12 @@ class Waiting:
 def waiting(unit: Unit, since: float | None = None) -> Waiting:
     """A unit that waits from now on, or has waited since then, in the loop's time."""
     loop = asyncio.get_running_loop()
-    return Waiting(unit, unit.keys(), unit.exclusive, loop.create_future(), loop.time() if since is None else since)
+    outcomes: asyncio.Future[list[Outcome]] = loop.create_future()
+    made = Waiting(unit, unit.keys(), unit.exclusive, outcomes, loop.time() if since is None else since)
+    if (wait := tracing.waiting()) is not None:
+        made.wait = wait
+        outcomes.add_done_callback(lambda _: wait.span.end())
+    return made
 
 
 class Lane:

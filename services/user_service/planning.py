@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from opentelemetry.trace import Span
 from uuid_utils import uuid7
 
+from servicekit import telemetry
 from servicekit.errors import ServiceError
-from user_service import domain, events, store
-from user_service.domain import Change, Decision, Known
+from user_service import domain, events, store, tracing
+from user_service.domain import Change, Decision, Known, Unit
 from user_service.events import Entry
 from user_service.lanes import Outcome, Waiting
 
@@ -26,6 +28,7 @@ class Plan:
     entries: list[Entry]
     kept: list[store.Answer]
     outcomes: list[tuple[Waiting, list[Outcome]]]
+    sends: list[tracing.Sent]
 
 
 def lookups(batch: list[Waiting]) -> store.Lookups:
@@ -52,7 +55,8 @@ def lookups(batch: list[Waiting]) -> store.Lookups:
 def plan(batch: list[Waiting], locked: store.Locked, known: Known, deleted_kept: timedelta) -> Plan:
     """Decides a batch and encodes its events. Answers at once who is refused."""
     moment = domain.moment(locked.time, deleted_kept)
-    made = Plan([], [], [], [])
+    made = Plan([], [], [], [], [])
+    is_traced = telemetry.enabled()
     position = locked.head
     for waiting in batch:
         unit = waiting.unit
@@ -66,7 +70,10 @@ def plan(batch: list[Waiting], locked: store.Locked, known: Known, deleted_kept:
         made.outcomes.append((waiting, outcomes))
         if unit.validate_only:
             continue
-        origin = events.origin(unit.actor, unit.trace_parent, unit.trace_state)
+        span = None
+        if waiting.wait is not None and any(one.change is not None for one in decided if isinstance(one, Decision)):
+            span = tracing.sending(waiting.wait)
+        origin = _origin(unit, span)
         group, lone = len(made.entries), unit.independent or len(decided) == 1
         for decision, answer in zip(decided, outcomes, strict=True):
             if isinstance(decision, ServiceError) or isinstance(answer, ServiceError):
@@ -75,6 +82,10 @@ def plan(batch: list[Waiting], locked: store.Locked, known: Known, deleted_kept:
             if change is not None:
                 position += 1
                 event_id = uuid7()
+                if is_traced and unit.independent:
+                    alone = tracing.sending_alone(unit.trace_parent, unit.trace_state)
+                    origin = _origin(unit, alone)
+                    made.sends.append(tracing.Sent(alone, position, 1))
                 element = events.encode(change, position, str(event_id), moment.encoded, origin)
                 previous = None if change.previous is None else change.previous.SerializeToString()
                 made.changes.append(change)
@@ -90,7 +101,15 @@ def plan(batch: list[Waiting], locked: store.Locked, known: Known, deleted_kept:
                 made.kept.append(store.Answer(key, item.body_hash, answer))
         if not lone and len(made.entries) > group:
             made.entries[-1] = made.entries[-1]._replace(group_end=True)
+        if span is not None:
+            made.sends.append(tracing.Sent(span, position, len(made.entries) - group))
     return made
+
+
+def _origin(unit: Unit, span: Span | None) -> bytes:
+    if span is None:
+        return events.origin(unit.actor, unit.trace_parent, unit.trace_state)
+    return events.origin(unit.actor, *telemetry.carried(span.get_span_context()))
 
 
 def _encoded(decision: Decision) -> bytes:

@@ -25,7 +25,7 @@ import psycopg
 from servicekit import database, flush, logs
 from servicekit.database import Connection
 from servicekit.errors import ServiceError
-from user_service import errors, lanes, planning, reads, store
+from user_service import errors, lanes, planning, reads, store, tracing
 from user_service.domain import Unit
 from user_service.events import Entry
 from user_service.lanes import Outcome, Waiting
@@ -217,24 +217,34 @@ class Writer:
         if self._batches.bit_count() == 1:
             # Tables grow faster than autovacuum looks at them: plan anew each time their growth may have doubled.
             await store.forget_plans(connection)
-        locked, known = await store.begin(connection, planning.lookups(batch))
-        plan = planning.plan(batch, locked, known, self._deleted_kept)
-        if not plan.entries and not plan.kept:
-            await store.roll_back(connection)
-        else:
-            self._notices.clear()
-            try:
-                await store.commit(connection, locked, plan.changes, plan.entries, plan.kept)
-            except psycopg.Error:
-                await self._disconnect()
-                if not await self._is_committed(locked.xid, plan.entries):
-                    raise
-            if any("synchronous replication" in notice for notice in self._notices):
-                # Committed here, but perhaps not on the standby that will be the primary next.
-                raise _UnknownOutcomeError
-            self._committed(plan.entries)
+        waits = [waiting.wait for waiting in batch if waiting.wait is not None]
+        with tracing.committing(len(batch), waits) as commit:
+            with commit.flush("lock and read"):
+                locked, known = await store.begin(connection, planning.lookups(batch))
+            plan = planning.plan(batch, locked, known, self._deleted_kept)
+            if plan.entries or plan.kept:
+                with commit.flush("write and commit"):
+                    await self._write(connection, locked, plan)
+                self._committed(plan.entries)
+                tracing.sent(plan.sends)
+                commit.ended(len(plan.entries), locked.head + len(plan.entries))
+            else:
+                await store.roll_back(connection)
         for waiting, outcomes in plan.outcomes:
             waiting.answer(outcomes)
+
+    async def _write(self, connection: Connection, locked: store.Locked, plan: planning.Plan) -> None:
+        """Writes a plan and commits. Raises psycopg.Error only if that is known to be aborted."""
+        self._notices.clear()
+        try:
+            await store.commit(connection, locked, plan.changes, plan.entries, plan.kept)
+        except psycopg.Error:
+            await self._disconnect()
+            if not await self._is_committed(locked.xid, plan.entries):
+                raise
+        if any("synchronous replication" in notice for notice in self._notices):
+            # Committed here, but perhaps not on the standby that will be the primary next.
+            raise _UnknownOutcomeError
 
     async def _is_committed(self, xid: str, entries: list[Entry]) -> bool:
         """What became of a transaction whose COMMIT may have been sent. Raises _UnknownOutcomeError if it cannot be

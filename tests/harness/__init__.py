@@ -3,6 +3,7 @@
 Everything here is started for real and ends with the test that asked for it, also when pytest itself is killed.
 """
 
+from tests.harness.collector import Collector
 from tests.harness.mail import MailCatcher
 from tests.harness.postgres import Database, Databases, PostgresServer, migrate
 from tests.harness.process import ServiceProcess, free_port, until
@@ -15,6 +16,7 @@ __all__ = [
     "Action",
     "Authority",
     "Callers",
+    "Collector",
     "Database",
     "Databases",
     "Fault",

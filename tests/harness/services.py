@@ -21,12 +21,16 @@ class Services:
 
     def __init__(self) -> None:
         self._started: list[ServiceProcess] = []
+        # Variables of every process that is made from now on.
+        self.environment: dict[str, str] = {}
 
     def process(
         self, module: str, *arguments: str, environment: Mapping[str, str], listen_variable: str | None = None
     ) -> ServiceProcess:
         """Any process, not started yet."""
-        process = ServiceProcess(module, *arguments, environment=environment, listen_variable=listen_variable)
+        process = ServiceProcess(
+            module, *arguments, environment=self.environment | dict(environment), listen_variable=listen_variable
+        )
         self._started.append(process)
         return process
 

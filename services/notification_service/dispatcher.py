@@ -161,8 +161,9 @@ class Dispatcher:
                 channel=lane.name,
                 delivery_id=str(leased.id),
                 attempt=leased.number,
+                # Without what the other side said, which may name the user.
+                outcome=outcome.result.name,
                 code=outcome.code,
-                reason=outcome.detail,
             )
         self._ended.append((lane, ended))
         self._any_ended.set()

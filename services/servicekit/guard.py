@@ -49,15 +49,22 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ServiceErro
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 
-async def _abort_internal(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:
+def _unexpected(method: str, error: Exception) -> ServiceError:
+    """What a caller learns of an error that nobody foresaw. The log says the rest."""
     log.error("unexpected error in a call", method=method, exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log says more")
+    return ServiceError("internal error; the server's log says more")
 
 
 def _guard_unary(source: Source, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     async def admitted(request: Any, call: Call) -> Any:
-        admit(source, method, call)
-        return await behaviour(request, call)
+        try:
+            admit(source, method, call)
+            logs.caller.set(call.caller)
+            return await behaviour(request, call)
+        except (ServiceError, grpc.aio.BaseError):
+            raise
+        except Exception as error:
+            raise _unexpected(method, error) from error
 
     answer = tracing.traced(method, admitted) if telemetry.enabled() else admitted
 
@@ -66,10 +73,6 @@ def _guard_unary(source: Source, method: str, behaviour: Callable[..., Awaitable
             return await answer(request, Call(context))
         except ServiceError as error:
             await _abort(context, error)
-        except (grpc.aio.AbortError, grpc.aio.BaseError):
-            raise
-        except Exception as error:
-            await _abort_internal(context, method, error)
 
     return guarded
 
@@ -81,14 +84,15 @@ def _guard_stream(source: Source, method: str, behaviour: Callable[..., AsyncIte
         try:
             call = Call(context)
             admit(source, method, call)
+            logs.caller.set(call.caller)
             async for message in behaviour(request, call):
                 yield message
         except ServiceError as error:
             await _abort(context, error)
-        except (grpc.aio.AbortError, grpc.aio.BaseError):
+        except grpc.aio.BaseError:
             raise
         except Exception as error:
-            await _abort_internal(context, method, error)
+            await _abort(context, _unexpected(method, error))
 
     return guarded
 

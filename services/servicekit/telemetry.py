@@ -9,6 +9,7 @@ trace of the call that made it, whether or not this process exports spans.
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from servicekit.configfile import InvalidConfigError
 from servicekit.errors import ServiceError
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+_LONGEST_FLUSH = 2.0
 _SAMPLED = contexts.create_key("sampled")
 
 
@@ -100,18 +102,23 @@ class _Forced(Sampler):
 
 @contextmanager
 def tracing(service: str) -> Iterator[None]:
-    """Exports spans for as long as it is open; flushes them at its end. Raises InvalidConfigError."""
+    """Exports spans for as long as it is open; flushes them at its end, for at most 2 s. Raises InvalidConfigError."""
     if not enabled():
         yield
         return
     exporter = _exporter()
-    provider = TracerProvider(sampler=_Forced(samplers._get_from_env_or_default()), resource=resource(service))
+    provider = TracerProvider(
+        sampler=_Forced(samplers._get_from_env_or_default()), resource=resource(service), shutdown_on_exit=False
+    )
     provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     try:
         yield
     finally:
-        provider.shutdown()
+        # A collector that does not answer must not hold up the end.
+        flushing = threading.Thread(target=provider.shutdown, daemon=True)
+        flushing.start()
+        flushing.join(_LONGEST_FLUSH)
 
 
 def suppress() -> None:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from opentelemetry import trace
-from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
 from notification_service.channels import Outcome
@@ -103,11 +102,11 @@ class Attempt:
 
 @contextmanager
 def attempt(leased: Leased) -> Iterator[Attempt]:
-    """The span of one delivery attempt."""
-    if not telemetry.enabled():
+    """The span of one delivery attempt, if the change that it tells of is sampled."""
+    parent = telemetry.extract(leased.trace_parent, leased.trace_state)
+    if not (telemetry.enabled() and trace.get_current_span(parent).get_span_context().trace_flags.sampled):
         yield Attempt(leased.trace_parent, leased.trace_state, trace.INVALID_SPAN)
         return
-    parent = telemetry.extract(leased.trace_parent, leased.trace_state) if leased.trace_parent else Context()
     with _tracer.start_as_current_span(
         f"deliver {leased.channel}",
         context=parent,

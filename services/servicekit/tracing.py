@@ -25,13 +25,17 @@ _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL"
 
 
 def traced(method: str, behaviour: Callable[[Any, Call], Awaitable[Any]]) -> Callable[[Any, Call], Awaitable[Any]]:
-    """A unary behaviour in a span of its own, a child of the caller's."""
+    """A unary behaviour in a span of its own, a child of the caller's; in none if nobody samples it."""
     tracer = trace.get_tracer(__name__)
     attributes = {"rpc.system.name": "grpc", "rpc.method": method}
+    draw = telemetry.draw()
+    root = Context() if draw is None else telemetry.sampled()
 
     async def in_span(request: Any, call: Call) -> Any:
         parent, state = _sent(call)
-        context = telemetry.extract(parent, state) if parent else Context()
+        if draw is not None and (parent.endswith("-00") if parent else not draw()):
+            return await behaviour(request, call)
+        context = telemetry.extract(parent, state) if parent else root
         span = tracer.start_span(method, context=context, kind=SpanKind.SERVER, attributes=attributes)
         token = contexts.attach(trace.set_span_in_context(span))
         code = "OK"

@@ -14,7 +14,7 @@ from typing import Any
 import grpc.aio
 import psycopg
 
-from servicekit import callers, rpc, tracing
+from servicekit import callers, rpc, telemetry, tracing
 from servicekit.database import Connection, Pool
 from servicekit.errors import NotFoundError, Violation, invalid
 from tidings.users.v1 import users_pb2, users_pb2_grpc
@@ -102,6 +102,9 @@ class UserService(users_pb2_grpc.UserServiceServicer):
         self, request_iterator: AsyncIterator[users_pb2.ImportUsersRequest], context: _Context
     ) -> AsyncIterator[users_pb2.ImportUsersResponse]:
         trace_parent, trace_state = tracing.incoming(context)
+        if telemetry.enabled():
+            # Each of its events is the root of a trace of its own.
+            trace_parent = telemetry.unsampled(trace_parent)
         caller = callers.name_of(context)
         unit = Unit((), caller, "ImportUsers", caller, trace_parent, trace_state, independent=True)
         async for answer in self._imports.stream(request_iterator, unit):

@@ -82,11 +82,11 @@ def plan(batch: list[Waiting], locked: store.Locked, known: Known, deleted_kept:
             if change is not None:
                 position += 1
                 event_id = uuid7()
-                if is_traced and unit.independent:
-                    alone = tracing.sending_alone(unit.trace_parent, unit.trace_state)
-                    origin = _origin(unit, alone)
+                said = origin
+                if is_traced and unit.independent and (alone := tracing.sending_alone(unit.trace_parent)) is not None:
+                    said = _origin(unit, alone)
                     made.sends.append(tracing.Sent(alone, position, 1))
-                element = events.encode(change, position, str(event_id), moment.encoded, origin)
+                element = events.encode(change, position, str(event_id), moment.encoded, said)
                 previous = None if change.previous is None else change.previous.SerializeToString()
                 made.changes.append(change)
                 fields = domain.field_bits(change.changed_fields)

@@ -27,6 +27,7 @@ _SEND = {
 }
 
 _tracer = trace.get_tracer(__name__)
+_draw = telemetry.draw()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +50,19 @@ def sending(wait: Wait) -> Span:
     return _tracer.start_span("send user_events", context=wait.call, kind=SpanKind.PRODUCER, attributes=_SEND)
 
 
-def sending_alone(trace_parent: str, trace_state: str) -> Span:
-    """`send user_events` of one event of an import, the root of a trace: each change has its own. Linked to the call,
-    which may make millions.
+def sending_alone(trace_parent: str) -> Span | None:
+    """`send user_events` of one event of an import, the root of a trace if it is sampled: each change has its own.
+    Linked to the call, which may make millions, and is not asked whether these are sampled.
     """
-    caller = trace.get_current_span(telemetry.extract(trace_parent, trace_state)).get_span_context()
-    links = [Link(caller)] if caller.is_valid else []
+    if _draw is not None and not _draw():
+        return None
+    caller = trace.get_current_span(telemetry.extract(trace_parent, "")).get_span_context()
     return _tracer.start_span(
-        "send user_events", context=Context(), kind=SpanKind.PRODUCER, attributes=_SEND, links=links
+        "send user_events",
+        context=telemetry.sampled() if _draw is not None else Context(),
+        kind=SpanKind.PRODUCER,
+        attributes=_SEND,
+        links=[Link(caller)] if caller.is_valid else [],
     )
 
 

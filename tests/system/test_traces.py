@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -221,3 +222,28 @@ async def test_what_makes_no_spans_and_how_calls_end(
     assert [span.name for span in spans if span.parent == get.id] == ["SELECT"]
     known = {CREATE, get.name, "SELECT", "wait for commit", "send user_events", "commit batch", "lock and read"}
     assert {span.name for span in collector.spans} == known | {"write and commit"}
+
+
+async def test_each_change_of_an_import_is_a_trace_of_its_own(
+    databases: Databases, traced: Services, mail_catcher: MailCatcher, collector: Collector
+) -> None:
+    users = await traced.users(await databases.users()).start()
+    notifications = await traced.notifications(await databases.notifications(), users, mail_catcher).start()
+    trace, span, metadata = caller()
+    items = [users_pb2.ImportUsersRequest.Item(user=create(f"user{number}").user) for number in range(3)]
+
+    async def requests() -> AsyncIterator[users_pb2.ImportUsersRequest]:
+        yield users_pb2.ImportUsersRequest(users=items)
+
+    answers = [answer async for answer in stub_of(users).ImportUsers(requests(), metadata=metadata)]
+    assert answers[-1].created == len(items)
+    await until(lambda: _all_delivered(notifications, len(items)))
+    assert (await notifications.stop(), await users.stop()) == (0, 0)
+
+    assert not collector.trace(trace)
+    sends = collector.named("send user_events")
+    assert [send.attributes["tidings.position"] for send in sends] == [1, 2, 3]
+    assert all(send.links == ((trace, span),) and not send.parent for send in sends)
+    for send in sends:
+        names = {one.name for one in collector.trace(send.trace)}
+        assert names - {"store inbox"} == {"send user_events", "process user_events", "deliver email"}

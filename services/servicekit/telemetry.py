@@ -11,62 +11,45 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace import sampling as samplers
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
-from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TraceState
+from opentelemetry.trace import Span, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from opentelemetry.util.types import Attributes
 
-from servicekit.configfile import InvalidConfigError
 from servicekit.errors import ServiceError
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
+
 _PROPAGATOR = TraceContextTextMapPropagator()
-_LONGEST_FLUSH = 2.0
-_SAMPLED = contexts.create_key("sampled")
+# Marks a context whose spans are exported whatever the sampler says.
+SAMPLED = contexts.create_key("sampled")
 
 
 def enabled() -> bool:
     """Whether this process exports spans."""
-    return _exporter_name() != "none"
+    return exporter_name() != "none"
 
 
-def _exporter_name() -> str:
+def exporter_name() -> str:
+    """Where spans go: `otlp`, `console`, `none`, or something that is not known."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return "none"
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     return os.environ.get("OTEL_TRACES_EXPORTER") or ("otlp" if endpoint else "none")
 
 
-def _exporter() -> SpanExporter:
-    name = _exporter_name()
-    if name == "console":
-        return ConsoleSpanExporter()
-    if name != "otlp":
-        raise InvalidConfigError(f"OTEL_TRACES_EXPORTER: must be otlp, console or none, not {name!r}")
-    general = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
-    protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or general
-    if protocol != "grpc":
-        raise InvalidConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL: must be grpc, not {protocol!r}")
-    # Takes a tenth of a service's start, for nothing where spans are not exported.
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-    return OTLPSpanExporter()
-
-
 def resource(service: str) -> Resource:
     """What this process says of itself; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say it better."""
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+
     ours = Resource.create(
         {
             "service.name": service,
@@ -96,49 +79,17 @@ def draw() -> Callable[[], bool] | None:
     return None
 
 
-class _Forced(Sampler):
-    """Samples what is asked for by `sampled`; leaves the rest to the sampler of the process."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-
-    def should_sample(
-        self,
-        parent_context: Context | None,
-        trace_id: int,
-        name: str,
-        kind: SpanKind | None = None,
-        attributes: Attributes = None,
-        links: Sequence[Link] | None = None,
-        trace_state: TraceState | None = None,
-    ) -> SamplingResult:
-        if parent_context is not None and parent_context.get(_SAMPLED):
-            return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes)
-        return self._sampler.should_sample(parent_context, trace_id, name, kind, attributes, links)
-
-    def get_description(self) -> str:
-        return self._sampler.get_description()
-
-
 @contextmanager
 def tracing(service: str) -> Iterator[None]:
     """Exports spans for as long as it is open; flushes them at its end, for at most 2 s. Raises InvalidConfigError."""
     if not enabled():
         yield
         return
-    exporter = _exporter()
-    provider = TracerProvider(
-        sampler=_Forced(samplers._get_from_env_or_default()), resource=resource(service), shutdown_on_exit=False
-    )
-    provider.add_span_processor(BatchSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
-    try:
+    # Takes a tenth of a service's start, for nothing where spans are not exported.
+    from servicekit import traces_export
+
+    with traces_export.exporting(exporter_name(), resource(service)):
         yield
-    finally:
-        # A collector that does not answer must not hold up the end.
-        flushing = threading.Thread(target=provider.shutdown, daemon=True)
-        flushing.start()
-        flushing.join(_LONGEST_FLUSH)
 
 
 def suppress() -> None:
@@ -150,7 +101,7 @@ def sampled() -> Context:
     """A context without a parent whose spans are exported whatever the sampler says: for a batch that links to sampled
     traces.
     """
-    return contexts.set_value(_SAMPLED, True, Context())
+    return contexts.set_value(SAMPLED, True, Context())
 
 
 def failed(span: Span, error: BaseException) -> None:

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 import email_validator
-import langcodes
 from google.protobuf import timestamp_pb2
 
 from servicekit.errors import ResourceExhaustedError, Violation, invalid
@@ -88,6 +87,9 @@ def _display_name(text: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _locale(text: str) -> str | None:
+    # Takes a tenth of a service's start, and many a service never sees a locale.
+    import langcodes
+
     if "_" not in text and langcodes.tag_is_valid(text):
         return None
     return "must be a BCP 47 language tag, for example de-CH"

@@ -31,6 +31,8 @@ Kind = Literal["users", "notifications"]
 FLAGS = {
     **postgres.FLAGS,
     "max_connections": "300",
+    # Tests crash the server, never the machine: what was written is in the kernel's hands.
+    "fsync": "off",
     "log_line_prefix": "%m [%p] %q%u@%d %a ",
     "deadlock_timeout": "200ms",
     # Statements are not logged; errors are, with the statement that made them.

@@ -154,6 +154,10 @@ def service_parts(settings: DevstackSettings, console: Console, server: postgres
         "TIDINGS_NOTIFICATIONS_USERS_ADDRESS": users_at,
         "TIDINGS_NOTIFICATIONS_SMTP_HOST": settings.host,
         "TIDINGS_NOTIFICATIONS_SMTP_PORT": str(settings.smtp_port),
+        # A developer's endpoints are on this machine.
+        "TIDINGS_NOTIFICATIONS_WEBHOOK_NETWORKS": os.environ.get(
+            "TIDINGS_NOTIFICATIONS_WEBHOOK_NETWORKS", "127.0.0.0/8 ::1"
+        ),
     }
     return (
         _process(settings, console, USERS, ("user_service", "serve"), users, lambda: ask_health(users_at)),

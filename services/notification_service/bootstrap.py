@@ -176,5 +176,10 @@ def _lanes(settings: NotificationServiceSettings, composer: Composer) -> dict[st
         password=settings.smtp_password.get_secret_value(),
         timeout=settings.send_timeout,
     )
-    webhook = WebhookChannel(composer.endpoints, connections=settings.webhook_slots, timeout=settings.send_timeout)
+    webhook = WebhookChannel(
+        composer.endpoints,
+        connections=settings.webhook_slots,
+        timeout=settings.send_timeout,
+        networks=settings.webhook_networks_allowed,
+    )
     return {EMAIL: Lane(email, settings.email_slots), WEBHOOK: Lane(webhook, settings.webhook_slots)}

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from notification_service import egress
 from servicekit.settings import OptionalDirectory, OptionalFile, ServerSettings
 
 
@@ -30,6 +31,10 @@ class NotificationServiceSettings(ServerSettings):
     rules_file: OptionalFile = Field(None, description="TOML file of rules; the built-in ones unless set")
     templates_dir: OptionalDirectory = Field(None, description="folder of templates that come before the built-in ones")
     webhooks_file: OptionalFile = Field(None, description="TOML file of webhook endpoints; none unless set")
+
+    webhook_networks: str = Field(
+        "", description="networks that webhooks may go to besides public addresses, such as 10.0.0.0/8 fd00::/8"
+    )
 
     smtp_host: str = Field("127.0.0.1", description="mail server")
     smtp_port: int = Field(1025, ge=1, le=65535, description="its port")
@@ -82,6 +87,18 @@ class NotificationServiceSettings(ServerSettings):
         if not (local and at and host):
             raise ValueError("must be an address, or a name and an address in <>")
         return value
+
+    @field_validator("webhook_networks")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        for text in value.replace(",", " ").split():
+            egress.network(text)
+        return value
+
+    @property
+    def webhook_networks_allowed(self) -> tuple[egress.Network, ...]:
+        """Those networks."""
+        return tuple(egress.network(text) for text in self.webhook_networks.replace(",", " ").split())
 
     @field_validator("lease")
     @classmethod

@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from standardwebhooks import Webhook
 
+from notification_service import egress
 from notification_service.channels import Message
 from notification_service.channels.email import EmailChannel, Mail, message_id
 from notification_service.channels.webhook import WebhookChannel, judge
@@ -24,6 +25,7 @@ from notification_service.domain import Result
 from notification_service.endpoints import Endpoint
 from tests.notifications.conftest import SENDER, TRACE_PARENT, MailServer
 
+LOOPBACK = (egress.network("127.0.0.0/8"),)
 SECRETS = ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")
 
 
@@ -192,7 +194,7 @@ async def hook_url(hooks: Hooks) -> AsyncIterator[str]:
 @pytest.fixture
 async def webhooks(hook_url: str) -> AsyncIterator[WebhookChannel]:
     endpoint = Endpoint.model_validate({"name": "crm", "url": hook_url, "secret": " ".join(SECRETS)})
-    channel = WebhookChannel([endpoint], connections=4, timeout=0.5)
+    channel = WebhookChannel([endpoint], connections=4, timeout=0.5, networks=LOOPBACK)
     yield channel
     await channel.close()
 

@@ -72,6 +72,7 @@ async def test_the_way_of_a_change(
         "TIDINGS_NOTIFICATIONS_SMTP_PORT": str(mail_catcher.port),
         "TIDINGS_NOTIFICATIONS_WEBHOOKS_FILE": str(file),
         "CRM_SECRET": SECRET,
+        "TIDINGS_NOTIFICATIONS_WEBHOOK_NETWORKS": "127.0.0.0/8",
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
     }
     process = services.process(

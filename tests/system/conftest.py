@@ -88,6 +88,12 @@ async def system(
     endpoints.write_text(f'[[endpoints]]\nname = "test"\nurl = "{webhooks.url}"\nsecret = "{webhooks.secret}"\n')
     users = await services.users(users_database).start()
     notifications = await services.notifications(
-        notifications_database, users, mail_catcher, webhooks_file=endpoints, lease=4, send_timeout=2
+        notifications_database,
+        users,
+        mail_catcher,
+        webhooks_file=endpoints,
+        webhook_networks="127.0.0.0/8",
+        lease=4,
+        send_timeout=2,
     ).start()
     return System(users, notifications, mail_catcher, webhooks, users_database, notifications_database)

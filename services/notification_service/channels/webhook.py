@@ -1,8 +1,8 @@
 """Webhooks over HTTP, signed as Standard Webhooks has it.
 
 The body is the same at every attempt, and so is webhook-id; the timestamp and with it the signature are the attempt's
-own. No redirect is followed, for a signed body goes nowhere the operator did not name. Of the answer only its
-beginning is read.
+own. No redirect is followed, for a signed body goes nowhere the operator did not name, and nothing is connected to that
+`egress` forbids. Of the answer only its beginning is read.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import aiohttp
+from aiohttp.helpers import is_ip_address
+from yarl import URL
 
 from notification_service.channels import Message, Outcome, outcome
 from notification_service.domain import Result
+from notification_service.egress import CheckedResolver, ForbiddenAddressError, Network, check
 from notification_service.endpoints import Endpoint
 
 _READ_BYTES = 512
@@ -24,12 +27,15 @@ _RETRYABLE = frozenset({408, 425, 429})
 
 
 class WebhookChannel:
-    """Calls endpoints."""
+    """Calls endpoints at public addresses and in the networks that are allowed besides."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], *, connections: int, timeout: float) -> None:
+    def __init__(
+        self, endpoints: Sequence[Endpoint], *, connections: int, timeout: float, networks: Sequence[Network] = ()
+    ) -> None:
+        self._networks = tuple(networks)
         self._signers = {endpoint.url: endpoint.signers() for endpoint in endpoints}
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections),
+            connector=aiohttp.TCPConnector(limit=connections, resolver=CheckedResolver(networks)),
             timeout=aiohttp.ClientTimeout(total=timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -57,6 +63,7 @@ class WebhookChannel:
         if message.trace_state:
             headers["tracestate"] = message.trace_state
         try:
+            self._check_literal(message.target)
             async with self._session.post(
                 message.target, data=message.content, headers=headers, allow_redirects=False
             ) as response:
@@ -66,12 +73,28 @@ class WebhookChannel:
                 return judge(response.status, answer.decode(errors="replace"), response.headers.get("Retry-After"), now)
         except TimeoutError:
             return outcome(Result.FAILED, 0, "no answer in time")
+        except ForbiddenAddressError as error:
+            return _forbidden(error)
+        except aiohttp.ClientConnectorError as error:
+            if isinstance(error.os_error, ForbiddenAddressError):
+                return _forbidden(error.os_error)
+            return outcome(Result.FAILED, 0, f"{type(error).__name__}: {error}")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return outcome(Result.FAILED, 0, f"{type(error).__name__}: {error}")
+
+    def _check_literal(self, url: str) -> None:
+        """A host that is an address already is not resolved."""
+        host = URL(url).host or ""
+        if is_ip_address(host):
+            check(host, self._networks)
 
     async def close(self) -> None:
         """Closes every connection."""
         await self._session.close()
+
+
+def _forbidden(error: ForbiddenAddressError) -> Outcome:
+    return outcome(Result.REFUSED, 0, f"{error}; TIDINGS_NOTIFICATIONS_WEBHOOK_NETWORKS allows others")
 
 
 def judge(status: int, answer: str, retry_after: str | None, now: datetime) -> Outcome:

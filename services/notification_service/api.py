@@ -1,35 +1,43 @@
-"""NotificationService as callers see it: checks a request, asks the reads or the streams, and answers."""
+"""NotificationService as callers see it: checks a request, asks the reads, the streams or what changes parked
+deliveries, and answers.
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
 import psycopg
 
-from notification_service import errors, reads, tokens, watch
-from notification_service.domain import State
+from notification_service import errors, parked, reads, tokens, watch
+from notification_service.domain import Operation, State
 from notification_service.watch import Streams
-from servicekit import callers, rpc
+from servicekit import callers, logs, rpc
 from servicekit.database import Connection, Pool
 from servicekit.errors import Violation, invalid
 from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
 
+log = logs.get(__name__)
+
 _Context = grpc.aio.ServicerContext[Any, Any]
+_ChangeRequest = notifications_pb2.ReplayDeliveriesRequest | notifications_pb2.DiscardDeliveriesRequest
 
 _DEFAULT_BOOKMARK_INTERVAL = 10.0
 _END = (1 << 63) - 1
+_MOST_IDS = 1000
+_LONGEST_REASON = 500
 
 
 class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
-    """The servicer."""
+    """The servicer. `replayed` is called when deliveries are to be tried again."""
 
-    def __init__(self, pool: Pool, streams: Streams) -> None:
+    def __init__(self, pool: Pool, streams: Streams, replayed: Callable[[], None]) -> None:
         self._pool = pool
         self._streams = streams
+        self._replayed = replayed
 
     async def ListNotifications(
         self, request: notifications_pb2.ListNotificationsRequest, context: _Context
@@ -50,9 +58,7 @@ class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
         self, request: notifications_pb2.ListDeliveriesRequest, context: _Context
     ) -> notifications_pb2.ListDeliveriesResponse:
         asked = request.filter
-        filters = _ids(user_id=asked.user_id, notification_id=asked.notification_id)
-        if asked.channel:
-            filters["channel"] = asked.channel
+        filters = _filters(asked)
         if asked.state:
             if asked.state not in {int(state) for state in State}:
                 raise invalid(Violation("filter.state", "is no state of a delivery"))
@@ -75,12 +81,42 @@ class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
         async for message in self._streams.stream(_watch_request(request), callers.name_of(context)):
             yield message
 
+    async def ReplayDeliveries(
+        self, request: notifications_pb2.ReplayDeliveriesRequest, context: _Context
+    ) -> notifications_pb2.ReplayDeliveriesResponse:
+        changed = await self._change(Operation.REPLAYED, request, context)
+        self._replayed()
+        return notifications_pb2.ReplayDeliveriesResponse(replayed=changed)
+
+    async def DiscardDeliveries(
+        self, request: notifications_pb2.DiscardDeliveriesRequest, context: _Context
+    ) -> notifications_pb2.DiscardDeliveriesResponse:
+        changed = await self._change(Operation.DISCARDED, request, context)
+        return notifications_pb2.DiscardDeliveriesResponse(discarded=changed)
+
+    async def _change(self, operation: Operation, request: _ChangeRequest, context: _Context) -> int:
+        ids, filters = _which(request)
+        actor = callers.name_of(context)
+        async with self._connection() as connection:
+            if ids:
+                changed = await parked.change(connection, operation, ids, actor=actor, reason=request.reason)
+            else:
+                changed = await parked.change_all(connection, operation, filters, actor=actor, reason=request.reason)
+        log.info(
+            "parked deliveries changed by hand",
+            operation=operation.name,
+            deliveries=changed,
+            actor=actor,
+            reason=request.reason,
+        )
+        return changed
+
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
         try:
             async with self._pool.connection() as connection:
                 yield connection
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
             raise errors.database_unavailable() from error
 
 
@@ -98,6 +134,40 @@ def _ids(**texts: str) -> dict[str, Any]:
     if violations:
         raise invalid(*violations)
     return ids
+
+
+def _filters(
+    asked: notifications_pb2.ListDeliveriesRequest.Filter
+    | notifications_pb2.ReplayDeliveriesRequest.Filter
+    | notifications_pb2.DiscardDeliveriesRequest.Filter,
+) -> dict[str, Any]:
+    """What a filter of deliveries selects, by column; the state aside."""
+    filters = _ids(user_id=asked.user_id, notification_id=asked.notification_id)
+    if asked.channel:
+        filters["channel"] = asked.channel
+    return filters
+
+
+def _which(request: _ChangeRequest) -> tuple[list[uuid.UUID], dict[str, Any]]:
+    """The ids of a request, each once, or, if there are none, its filter."""
+    violations = []
+    if len(request.reason) > _LONGEST_REASON:
+        violations.append(Violation("reason", f"must be at most {_LONGEST_REASON} characters"))
+    if "\0" in request.reason:
+        violations.append(Violation("reason", "must not have a NUL character"))
+    if bool(request.ids) == request.HasField("filter"):
+        violations.append(Violation("ids", "exactly one of ids and filter is required"))
+    if len(request.ids) > _MOST_IDS:
+        violations.append(Violation("ids", f"must be at most {_MOST_IDS}"))
+    ids = []
+    for number, text in enumerate(request.ids[:_MOST_IDS]):
+        try:
+            ids.append(uuid.UUID(text))
+        except ValueError:
+            violations.append(Violation(f"ids[{number}]", "must be a UUID"))
+    if violations:
+        raise invalid(*violations)
+    return list(dict.fromkeys(ids)), _filters(request.filter)
 
 
 def _page(

@@ -40,6 +40,8 @@ _SERVICE = notifications_pb2.DESCRIPTOR.services_by_name["NotificationService"]
 # One lease per lane, the recorder, and one to spare.
 _DISPATCH_CONNECTIONS = 4
 _GET_FEED_TIMEOUT = 5.0
+# A process that is paused must not hold up who changes parked deliveries elsewhere.
+_QUERY_SESSION = {"statement_timeout": "10s", "idle_in_transaction_session_timeout": "5s"}
 
 
 def composer(settings: NotificationServiceSettings) -> Composer:
@@ -60,7 +62,7 @@ async def serve(settings: NotificationServiceSettings, composer: Composer) -> in
     users = _users(settings)
     url = settings.database_url.get_secret_value()
     await schema.wait(url, NAME, SCHEMA_REVISION)
-    queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, statement_timeout="10s")
+    queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, **_QUERY_SESSION)
     dispatch = database.pool(url, f"{NAME}-dispatch", size=_DISPATCH_CONNECTIONS, statement_timeout="10s")
     with telemetry.tracing(NAME):
         async with queries, dispatch, users:
@@ -139,7 +141,7 @@ async def _serve(
         server,
         entrance.source,
         notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
-        NotificationService(queries, streams),
+        NotificationService(queries, streams, dispatcher.wake),
     )
 
     async def is_ready() -> bool:

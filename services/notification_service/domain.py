@@ -24,6 +24,7 @@ class State(IntEnum):
     PENDING = notifications_pb2.Delivery.PENDING
     DELIVERED = notifications_pb2.Delivery.DELIVERED
     PARKED = notifications_pb2.Delivery.PARKED
+    DISCARDED = notifications_pb2.Delivery.DISCARDED
 
 
 class Result(IntEnum):
@@ -33,6 +34,13 @@ class Result(IntEnum):
     FAILED = notifications_pb2.Delivery.Attempt.FAILED
     REFUSED = notifications_pb2.Delivery.Attempt.REFUSED
     UNKNOWN = notifications_pb2.Delivery.Attempt.UNKNOWN
+
+
+class Operation(IntEnum):
+    """Delivery.Operation.Kind, as stored."""
+
+    REPLAYED = notifications_pb2.Delivery.Operation.REPLAYED
+    DISCARDED = notifications_pb2.Delivery.Operation.DISCARDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A delivery that this process may attempt now, as attempt `number`."""
+    """A delivery that this process may attempt now, as attempt `number`; `tries_before` of them preceded a replay."""
 
     id: uuid.UUID
     number: int
@@ -90,6 +98,12 @@ class Leased:
     create_time: datetime
     trace_parent: str
     trace_state: str
+    tries_before: int = 0
+
+    @property
+    def turn(self) -> int:
+        """Which of the policy's tries this is."""
+        return self.number - self.tries_before
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from servicekit.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError, Violation
+import uuid
+from collections.abc import Mapping, Sequence
+
+from servicekit.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+    Violation,
+)
+
+# A status travels in headers, which are bounded: it names so many deliveries and counts the others.
+_MOST_NAMED = 10
 
 
 def bad_token(field: str) -> InvalidArgumentError:
@@ -23,6 +35,37 @@ def future_token(position: int, head: int) -> FailedPreconditionError:
         f"resume_token: position {position} is beyond the head {head}: start from earliest or now",
         reason="FUTURE_TOKEN",
         metadata={"position": str(position), "head_position": str(head)},
+    )
+
+
+def _named(words: Sequence[str]) -> str:
+    more = len(words) - _MOST_NAMED
+    return ", ".join(words[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _ids(ids: Sequence[uuid.UUID]) -> Mapping[str, str]:
+    return {"ids": ",".join(str(one) for one in ids[:_MOST_NAMED])}
+
+
+def unknown_delivery(ids: Sequence[uuid.UUID]) -> NotFoundError:
+    """Deliveries that do not exist."""
+    return NotFoundError(
+        f"no such delivery: {_named([str(one) for one in ids])}", reason="UNKNOWN_DELIVERY", metadata=_ids(ids)
+    )
+
+
+def not_parked(states: Mapping[uuid.UUID, str]) -> FailedPreconditionError:
+    """Deliveries that are not parked, with their states."""
+    words = [f"{one} is {state}" for one, state in states.items()]
+    return FailedPreconditionError(f"not parked: {_named(words)}", reason="NOT_PARKED", metadata=_ids(list(states)))
+
+
+def nothing_to_send(ids: Sequence[uuid.UUID]) -> FailedPreconditionError:
+    """Deliveries that could not be composed; they can only be discarded."""
+    return FailedPreconditionError(
+        f"nothing to send, their attempt says why: {_named([str(one) for one in ids])}",
+        reason="NOTHING_TO_SEND",
+        metadata=_ids(ids),
     )
 
 

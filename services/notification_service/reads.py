@@ -28,13 +28,14 @@ from sqlalchemy import (
     literal_column,
     select,
 )
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from notification_service.domain import IN_APP, State
-from notification_service.tables import attempts, deliveries, inbox, notifications
+from notification_service.tables import attempts, deliveries, delivery_operations, inbox, notifications
 from servicekit.database import Connection, sql
 from tidings.notifications.v1 import notifications_pb2
 
-_note, _delivery, _attempt = notifications.c, deliveries.c, attempts.c
+_note, _delivery, _attempt, _operation = notifications.c, deliveries.c, attempts.c, delivery_operations.c
 
 _NOTIFICATION_COLUMNS = (
     _note.id,
@@ -76,6 +77,20 @@ _ATTEMPT_COLUMNS = (
     _attempt.end_time,
 )
 
+# What was done to a delivery by hand, oldest first, as one value; null if nothing was, as for nearly all of them.
+_OPERATIONS = (
+    select(
+        func.jsonb_agg(
+            aggregate_order_by(
+                func.jsonb_build_array(_operation.kind, _operation.actor, _operation.reason, _operation.time),
+                _operation.id,
+            )
+        )
+    )
+    .where(_operation.delivery_id == _delivery.id)
+    .scalar_subquery()
+)
+
 _BEFORE = bindparam("before", type_=BigInteger)
 _LIMIT = bindparam("most", type_=Integer)
 
@@ -93,7 +108,7 @@ def _list_notifications(names: frozenset[str]) -> str:
 
 @cache
 def _list_deliveries(names: frozenset[str], state: int | None) -> str:
-    statement = select(*_DELIVERY_COLUMNS).where(_delivery.position < _BEFORE)
+    statement = select(*_DELIVERY_COLUMNS, _OPERATIONS.label("operations")).where(_delivery.position < _BEFORE)
     if state is not None:
         # Written out: a parameter could not be told to be within what a partial index has.
         statement = statement.where(_delivery.state == literal_column(str(state), SmallInteger))
@@ -121,6 +136,7 @@ _HEAD = sql(select(inbox.c.notification_position))
 
 _PENDING = literal_column(str(int(State.PENDING)), SmallInteger)
 _PARKED = literal_column(str(int(State.PARKED)), SmallInteger)
+_DISCARDED = literal_column(str(int(State.DISCARDED)), SmallInteger)
 _INBOX = sql(
     select(
         inbox.c.log_id,
@@ -130,6 +146,7 @@ _INBOX = sql(
         inbox.c.delivery_position,
         select(func.count()).select_from(deliveries).where(_delivery.state == _PENDING).scalar_subquery(),
         select(func.count()).select_from(deliveries).where(_delivery.state == _PARKED).scalar_subquery(),
+        select(func.count()).select_from(deliveries).where(_delivery.state == _DISCARDED).scalar_subquery(),
         select(func.min(_delivery.next_attempt_time))
         .where(_delivery.state == _PENDING, _delivery.next_attempt_time <= func.now())
         .scalar_subquery(),
@@ -178,6 +195,13 @@ def _attempt_of(row: tuple[Any, ...]) -> notifications_pb2.Delivery.Attempt:
     )
 
 
+def _operation_of(done: list[Any]) -> notifications_pb2.Delivery.Operation:
+    kind, actor, reason, time = done
+    return notifications_pb2.Delivery.Operation(
+        kind=kind, actor=actor, reason=reason, time=_stamp(datetime.fromisoformat(time))
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """A delivery and its place in the list."""
@@ -201,10 +225,10 @@ async def list_deliveries(connection: Connection, filters: Mapping[str, Any], be
     statement = _list_deliveries(frozenset(bound), filters.get("state"))
     cursor = await connection.execute(statement, {**bound, "before": before, "most": most}, binary=True)
     listed = []
-    width = len(_DELIVERY_COLUMNS)
+    width = len(_DELIVERY_COLUMNS) + 1
     for columns, rows in itertools.groupby(await cursor.fetchall(), lambda row: row[:width]):
         position, identity, notification_id, user_id, event_id, channel, target, state, key, *rest = columns
-        create_time, next_attempt_time, end_time, trace_parent = rest
+        create_time, next_attempt_time, end_time, trace_parent, operations = rest
         delivery = notifications_pb2.Delivery(
             id=str(identity),
             notification_id=str(notification_id),
@@ -219,6 +243,7 @@ async def list_deliveries(connection: Connection, filters: Mapping[str, Any], be
             next_attempt_time=_stamp(next_attempt_time),
             end_time=_stamp(end_time),
             trace_parent=trace_parent,
+            operations=[_operation_of(done) for done in operations or ()],
         )
         listed.append(Listed(position, delivery))
     return listed
@@ -246,14 +271,15 @@ async def inbox_state(connection: Connection) -> notifications_pb2.Inbox:
     row = await (await connection.execute(_INBOX, binary=True)).fetchone()
     if row is None:
         return notifications_pb2.Inbox()
-    log_id, position, position_time, notes, made, pending, parked, oldest = row
+    log_id, position, position_time, notes, made, pending, parked, discarded, oldest = row
     return notifications_pb2.Inbox(
         log_id=str(log_id) if log_id else "",
         position=position,
         position_time=_stamp(position_time),
         notifications=notes,
         pending=pending,
-        delivered=made - pending - parked,
+        delivered=made - pending - parked - discarded,
         parked=parked,
+        discarded=discarded,
         oldest_pending_time=_stamp(oldest),
     )

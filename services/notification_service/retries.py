@@ -25,7 +25,7 @@ class Policy:
     cap: float
 
     def bound(self, number: int) -> float:
-        """The greatest pause after attempt `number`."""
+        """The greatest pause after try `number` of the policy's."""
         # min of the exponents first: a float overflows at some hundred attempts.
         return min(self.cap, self.base * self.factor ** min(number - 1, 64))
 
@@ -35,9 +35,9 @@ def decide(policy: Policy, leased: Leased, outcome: Outcome) -> Ended:
     state, delay, detail = State.PENDING, 0.0, outcome.detail
     if outcome.result is Result.SUCCEEDED:
         state = State.DELIVERED
-    elif outcome.result is Result.REFUSED or leased.number >= policy.tries:
+    elif outcome.result is Result.REFUSED or leased.turn >= policy.tries:
         state = State.PARKED
     else:
-        delay = random.uniform(0, policy.bound(leased.number))  # noqa: S311 - jitter
+        delay = random.uniform(0, policy.bound(leased.turn))  # noqa: S311 - jitter
         delay = max(delay, min(outcome.retry_after or 0.0, _LONGEST_RETRY_AFTER))
     return Ended(leased.id, leased.number, outcome.result, outcome.code, detail, state, delay)

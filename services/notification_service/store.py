@@ -257,6 +257,7 @@ def _delivery_arrays(made: Sequence[Notification], first: int) -> dict[str, arra
 
 _is_pending = deliveries.c.state == _number(State.PENDING)
 _is_free = or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= func.now())
+_turns = deliveries.c.tries - deliveries.c.tries_before
 _max_tries = _bind("max_tries", Integer())
 
 _due = (
@@ -266,7 +267,7 @@ _due = (
         deliveries.c.channel == _bind("channel", Text()),
         deliveries.c.next_attempt_time <= func.now(),
         _is_free,
-        deliveries.c.tries < _max_tries,
+        _turns < _max_tries,
         not_(deliveries.c.id == any_(_bind("busy", ARRAY(_UUID)))),
     )
     .order_by(deliveries.c.next_attempt_time)
@@ -287,6 +288,7 @@ _leased = (
         deliveries.c.create_time,
         deliveries.c.trace_parent,
         deliveries.c.trace_state,
+        deliveries.c.tries_before,
         deliveries.c.position,
     )
     .cte("leased")
@@ -307,6 +309,7 @@ _LEASE = sql(
         _leased.c.create_time,
         _leased.c.trace_parent,
         _leased.c.trace_state,
+        _leased.c.tries_before,
     )
     .join(contents, contents.c.delivery_id == _leased.c.id)
     .order_by(_leased.c.position)
@@ -315,7 +318,7 @@ _LEASE = sql(
 
 _PARK_EXHAUSTED = sql(
     update(deliveries)
-    .where(_is_pending, deliveries.c.next_attempt_time <= func.now(), _is_free, deliveries.c.tries >= _max_tries)
+    .where(_is_pending, deliveries.c.next_attempt_time <= func.now(), _is_free, _turns >= _max_tries)
     .values(state=_number(State.PARKED), next_attempt_time=null(), lease_until=null(), end_time=func.now())
     .returning(deliveries.c.id)
 )
@@ -332,7 +335,13 @@ _end = _rows(
 _goes_on = _end.c.e_state == _number(State.PENDING)
 _fenced = (
     update(deliveries)
-    .where(deliveries.c.id == _end.c.e_id, deliveries.c.tries == _end.c.e_number, _is_pending)
+    # An attempt from before a replay has lost its lease, too: it would park what is to be tried again.
+    .where(
+        deliveries.c.id == _end.c.e_id,
+        deliveries.c.tries == _end.c.e_number,
+        deliveries.c.tries_before < _end.c.e_number,
+        _is_pending,
+    )
     .values(
         state=_end.c.e_state,
         lease_until=null(),

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -24,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import UUID
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 
 NAMING = {
     "ix": "%(table_name)s_%(column_0_N_name)s_idx",
@@ -96,6 +97,8 @@ deliveries = Table(
     # How many attempts were begun. Every lease takes the next number, so it also fences: only the holder of the newest
     # lease may record an outcome.
     Column("tries", Integer, nullable=False, server_default=text("0")),
+    # Those of them that were begun before its last replay: the policy's tries begin anew, the numbers go on.
+    Column("tries_before", Integer, nullable=False, server_default=text("0")),
     Column("next_attempt_time", DateTime(timezone=True)),
     Column("lease_until", DateTime(timezone=True)),
     Column("create_time", DateTime(timezone=True), nullable=False),
@@ -142,4 +145,18 @@ attempts = Table(
     Column("detail", Text, nullable=False, server_default=text("''")),
     Column("start_time", DateTime(timezone=True), nullable=False),
     Column("end_time", DateTime(timezone=True)),
+)
+
+# What was done to deliveries by hand: who, when and why.
+delivery_operations = Table(
+    "delivery_operations",
+    metadata,
+    Column("delivery_id", UUID(as_uuid=True), ForeignKey(deliveries.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    # Delivery.Operation.Kind
+    Column("kind", SmallInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("time", DateTime(timezone=True), nullable=False),
+    CheckConstraint("kind IN (1, 2)", name="kind"),
 )

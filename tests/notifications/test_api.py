@@ -56,7 +56,7 @@ async def api(pool: Pool, connection: Connection, composer: Composer) -> AsyncIt
         server,
         callers.anyone,
         notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
-        NotificationService(pool, streams),
+        NotificationService(pool, streams, lambda: None),
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

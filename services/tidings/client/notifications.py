@@ -1,8 +1,8 @@
-"""What was made of the changes of users: lists, the in-app stream, the state of the inbox."""
+"""What was made of the changes of users: lists, parked deliveries, the in-app stream, the state of the inbox."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,9 @@ from tidings.client.follow import Follower
 from tidings.client.reader import Source, Stretch
 from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer
 from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
+
+# What is done to all that match takes its time, page by page; seconds.
+_BULK_TIMEOUT = 600.0
 
 
 class Notifications:
@@ -64,6 +67,42 @@ class Notifications:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+
+    async def replay(self, ids: Iterable[str], *, reason: str = "") -> int:
+        """Lets 1 to 1,000 parked deliveries be tried again, all of them or none; returns how many.
+
+        Not repeated by itself. A repeat after a lost answer is refused with NOT_PARKED if the call was done.
+        """
+        request = notifications_pb2.ReplayDeliveriesRequest(ids=ids, reason=reason)
+        return (await answer(self._stub.ReplayDeliveries(request, timeout=self._timeout))).replayed
+
+    async def replay_all(
+        self, *, user_id: str = "", notification_id: str = "", channel: str = "", reason: str = ""
+    ) -> int:
+        """Lets all parked deliveries that match be tried again; returns how many. Takes up to 10 minutes.
+
+        May be repeated: it finds what is still parked.
+        """
+        kind = notifications_pb2.ReplayDeliveriesRequest
+        matching = kind.Filter(user_id=user_id, notification_id=notification_id, channel=channel)
+        request = kind(filter=matching, reason=reason)
+        return (await answer(self._stub.ReplayDeliveries(request, timeout=_BULK_TIMEOUT))).replayed
+
+    async def discard(self, ids: Iterable[str], *, reason: str = "") -> int:
+        """Ends 1 to 1,000 parked deliveries for good, all of them or none; returns how many. Repeats are as with
+        `replay`.
+        """
+        request = notifications_pb2.DiscardDeliveriesRequest(ids=ids, reason=reason)
+        return (await answer(self._stub.DiscardDeliveries(request, timeout=self._timeout))).discarded
+
+    async def discard_all(
+        self, *, user_id: str = "", notification_id: str = "", channel: str = "", reason: str = ""
+    ) -> int:
+        """Ends all parked deliveries that match for good; returns how many. Repeats are as with `replay_all`."""
+        kind = notifications_pb2.DiscardDeliveriesRequest
+        matching = kind.Filter(user_id=user_id, notification_id=notification_id, channel=channel)
+        request = kind(filter=matching, reason=reason)
+        return (await answer(self._stub.DiscardDeliveries(request, timeout=_BULK_TIMEOUT))).discarded
 
     async def inbox(self) -> notifications_pb2.Inbox:
         """How far the user feed is processed and how deliveries stand."""

@@ -27,7 +27,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tidings/notifications/v1/notifications.proto\x12\x18tidings.notifications.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x02\n\x0cNotification\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x04 \x01(\t\x12\x16\n\x0e\x65vent_position\x18\x05 \x01(\x04\x12\x0c\n\x04rule\x18\x06 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x07 \x01(\t\x12\x10\n\x08template\x18\x08 \x01(\t\x12\x10\n\x08\x63hannels\x18\t \x03(\t\x12\x0f\n\x07subject\x18\n \x01(\t\x12\x0c\n\x04\x62ody\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ctrace_parent\x18\r \x01(\t\x12\x13\n\x0btrace_state\x18\x0e \x01(\t\"\xad\x06\n\x08\x44\x65livery\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0fnotification_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x04 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x05 \x01(\t\x12\x0e\n\x06target\x18\x06 \x01(\t\x12\x37\n\x05state\x18\x07 \x01(\x0e\x32(.tidings.notifications.v1.Delivery.State\x12\x17\n\x0fidempotency_key\x18\x08 \x01(\t\x12<\n\x08\x61ttempts\x18\t \x03(\x0b\x32*.tidings.notifications.v1.Delivery.Attempt\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11next_attempt_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ctrace_parent\x18\r \x01(\t\x1a\xb3\x02\n\x07\x41ttempt\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x43\n\x07outcome\x18\x02 \x01(\x0e\x32\x32.tidings.notifications.v1.Delivery.Attempt.Outcome\x12\x0c\n\x04\x63ode\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\r\n\tSUCCEEDED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\x12\x0b\n\x07REFUSED\x10\x03\x12\x0b\n\x07UNKNOWN\x10\x04\"F\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07PENDING\x10\x01\x12\r\n\tDELIVERED\x10\x02\x12\n\n\x06PARKED\x10\x03\"\xcb\x01\n\x18ListNotificationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12I\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x39.tidings.notifications.v1.ListNotificationsRequest.Filter\x1a=\n\x06\x46ilter\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\"s\n\x19ListNotificationsResponse\x12=\n\rnotifications\x18\x01 \x03(\x0b\x32&.tidings.notifications.v1.Notification\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x84\x02\n\x15ListDeliveriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x46\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x36.tidings.notifications.v1.ListDeliveriesRequest.Filter\x1a|\n\x06\x46ilter\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x17\n\x0fnotification_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\t\x12\x37\n\x05state\x18\x04 \x01(\x0e\x32(.tidings.notifications.v1.Delivery.State\"i\n\x16ListDeliveriesResponse\x12\x36\n\ndeliveries\x18\x01 \x03(\x0b\x32\".tidings.notifications.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd6\x01\n\x19WatchNotificationsRequest\x12\x16\n\x0cresume_token\x18\x01 \x01(\tH\x00\x12*\n\x08\x65\x61rliest\x18\x02 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12%\n\x03now\x18\x03 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x34\n\x11\x62ookmark_interval\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x07\n\x05start\"\xa8\x04\n\x1aWatchNotificationsResponse\x12=\n\rnotifications\x18\x01 \x03(\x0b\x32&.tidings.notifications.v1.Notification\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x19\n\x11previous_position\x18\x03 \x01(\x04\x12\x10\n\x08position\x18\x04 \x01(\x04\x12Q\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32=.tidings.notifications.v1.WatchNotificationsResponse.BookmarkH\x00\x12R\n\tcaught_up\x18\x06 \x01(\x0b\x32=.tidings.notifications.v1.WatchNotificationsResponse.CaughtUpH\x00\x12K\n\x05\x64rain\x18\x07 \x01(\x0b\x32:.tidings.notifications.v1.WatchNotificationsResponse.DrainH\x00\x1a!\n\x08\x42ookmark\x12\x15\n\rhead_position\x18\x01 \x01(\x04\x1a\x1c\n\x08\x43\x61ughtUp\x12\x10\n\x08position\x18\x01 \x01(\x04\x1aK\n\x05\x44rain\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x32\n\x0freconnect_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\n\x04mark\"\x11\n\x0fGetInboxRequest\"\xe0\x01\n\x05Inbox\x12\x0e\n\x06log_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x31\n\rposition_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rnotifications\x18\x04 \x01(\x04\x12\x0f\n\x07pending\x18\x05 \x01(\x04\x12\x11\n\tdelivered\x18\x06 \x01(\x04\x12\x0e\n\x06parked\x18\x07 \x01(\x04\x12\x37\n\x13oldest_pending_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xe4\x03\n\x13NotificationService\x12|\n\x11ListNotifications\x12\x32.tidings.notifications.v1.ListNotificationsRequest\x1a\x33.tidings.notifications.v1.ListNotificationsResponse\x12s\n\x0eListDeliveries\x12/.tidings.notifications.v1.ListDeliveriesRequest\x1a\x30.tidings.notifications.v1.ListDeliveriesResponse\x12\x81\x01\n\x12WatchNotifications\x12\x33.tidings.notifications.v1.WatchNotificationsRequest\x1a\x34.tidings.notifications.v1.WatchNotificationsResponse0\x01\x12V\n\x08GetInbox\x12).tidings.notifications.v1.GetInboxRequest\x1a\x1f.tidings.notifications.v1.Inboxb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tidings/notifications/v1/notifications.proto\x12\x18tidings.notifications.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x02\n\x0cNotification\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x04 \x01(\t\x12\x16\n\x0e\x65vent_position\x18\x05 \x01(\x04\x12\x0c\n\x04rule\x18\x06 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x07 \x01(\t\x12\x10\n\x08template\x18\x08 \x01(\t\x12\x10\n\x08\x63hannels\x18\t \x03(\t\x12\x0f\n\x07subject\x18\n \x01(\t\x12\x0c\n\x04\x62ody\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ctrace_parent\x18\r \x01(\t\x12\x13\n\x0btrace_state\x18\x0e \x01(\t\"\xd1\x08\n\x08\x44\x65livery\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0fnotification_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x04 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x05 \x01(\t\x12\x0e\n\x06target\x18\x06 \x01(\t\x12\x37\n\x05state\x18\x07 \x01(\x0e\x32(.tidings.notifications.v1.Delivery.State\x12\x17\n\x0fidempotency_key\x18\x08 \x01(\t\x12<\n\x08\x61ttempts\x18\t \x03(\x0b\x32*.tidings.notifications.v1.Delivery.Attempt\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11next_attempt_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ctrace_parent\x18\r \x01(\t\x12@\n\noperations\x18\x0e \x03(\x0b\x32,.tidings.notifications.v1.Delivery.Operation\x1a\xb3\x02\n\x07\x41ttempt\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x43\n\x07outcome\x18\x02 \x01(\x0e\x32\x32.tidings.notifications.v1.Delivery.Attempt.Outcome\x12\x0c\n\x04\x63ode\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\r\n\tSUCCEEDED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\x12\x0b\n\x07REFUSED\x10\x03\x12\x0b\n\x07UNKNOWN\x10\x04\x1a\xd0\x01\n\tOperation\x12?\n\x04kind\x18\x01 \x01(\x0e\x32\x31.tidings.notifications.v1.Delivery.Operation.Kind\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"9\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0c\n\x08REPLAYED\x10\x01\x12\r\n\tDISCARDED\x10\x02\"U\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07PENDING\x10\x01\x12\r\n\tDELIVERED\x10\x02\x12\n\n\x06PARKED\x10\x03\x12\r\n\tDISCARDED\x10\x04\"\xcb\x01\n\x18ListNotificationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12I\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x39.tidings.notifications.v1.ListNotificationsRequest.Filter\x1a=\n\x06\x46ilter\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\"s\n\x19ListNotificationsResponse\x12=\n\rnotifications\x18\x01 \x03(\x0b\x32&.tidings.notifications.v1.Notification\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x84\x02\n\x15ListDeliveriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x46\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x36.tidings.notifications.v1.ListDeliveriesRequest.Filter\x1a|\n\x06\x46ilter\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x17\n\x0fnotification_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\t\x12\x37\n\x05state\x18\x04 \x01(\x0e\x32(.tidings.notifications.v1.Delivery.State\"i\n\x16ListDeliveriesResponse\x12\x36\n\ndeliveries\x18\x01 \x03(\x0b\x32\".tidings.notifications.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc5\x01\n\x17ReplayDeliveriesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12H\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x38.tidings.notifications.v1.ReplayDeliveriesRequest.Filter\x12\x0e\n\x06reason\x18\x03 \x01(\t\x1a\x43\n\x06\x46ilter\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x17\n\x0fnotification_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\t\",\n\x18ReplayDeliveriesResponse\x12\x10\n\x08replayed\x18\x01 \x01(\x04\"\xc7\x01\n\x18\x44iscardDeliveriesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12I\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x39.tidings.notifications.v1.DiscardDeliveriesRequest.Filter\x12\x0e\n\x06reason\x18\x03 \x01(\t\x1a\x43\n\x06\x46ilter\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x17\n\x0fnotification_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\t\".\n\x19\x44iscardDeliveriesResponse\x12\x11\n\tdiscarded\x18\x01 \x01(\x04\"\xd6\x01\n\x19WatchNotificationsRequest\x12\x16\n\x0cresume_token\x18\x01 \x01(\tH\x00\x12*\n\x08\x65\x61rliest\x18\x02 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12%\n\x03now\x18\x03 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x34\n\x11\x62ookmark_interval\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x07\n\x05start\"\xa8\x04\n\x1aWatchNotificationsResponse\x12=\n\rnotifications\x18\x01 \x03(\x0b\x32&.tidings.notifications.v1.Notification\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x19\n\x11previous_position\x18\x03 \x01(\x04\x12\x10\n\x08position\x18\x04 \x01(\x04\x12Q\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32=.tidings.notifications.v1.WatchNotificationsResponse.BookmarkH\x00\x12R\n\tcaught_up\x18\x06 \x01(\x0b\x32=.tidings.notifications.v1.WatchNotificationsResponse.CaughtUpH\x00\x12K\n\x05\x64rain\x18\x07 \x01(\x0b\x32:.tidings.notifications.v1.WatchNotificationsResponse.DrainH\x00\x1a!\n\x08\x42ookmark\x12\x15\n\rhead_position\x18\x01 \x01(\x04\x1a\x1c\n\x08\x43\x61ughtUp\x12\x10\n\x08position\x18\x01 \x01(\x04\x1aK\n\x05\x44rain\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x32\n\x0freconnect_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\n\x04mark\"\x11\n\x0fGetInboxRequest\"\xf3\x01\n\x05Inbox\x12\x0e\n\x06log_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x31\n\rposition_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rnotifications\x18\x04 \x01(\x04\x12\x0f\n\x07pending\x18\x05 \x01(\x04\x12\x11\n\tdelivered\x18\x06 \x01(\x04\x12\x0e\n\x06parked\x18\x07 \x01(\x04\x12\x37\n\x13oldest_pending_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdiscarded\x18\t \x01(\x04\x32\xdd\x05\n\x13NotificationService\x12|\n\x11ListNotifications\x12\x32.tidings.notifications.v1.ListNotificationsRequest\x1a\x33.tidings.notifications.v1.ListNotificationsResponse\x12s\n\x0eListDeliveries\x12/.tidings.notifications.v1.ListDeliveriesRequest\x1a\x30.tidings.notifications.v1.ListDeliveriesResponse\x12\x81\x01\n\x12WatchNotifications\x12\x33.tidings.notifications.v1.WatchNotificationsRequest\x1a\x34.tidings.notifications.v1.WatchNotificationsResponse0\x01\x12V\n\x08GetInbox\x12).tidings.notifications.v1.GetInboxRequest\x1a\x1f.tidings.notifications.v1.Inbox\x12y\n\x10ReplayDeliveries\x12\x31.tidings.notifications.v1.ReplayDeliveriesRequest\x1a\x32.tidings.notifications.v1.ReplayDeliveriesResponse\x12|\n\x11\x44iscardDeliveries\x12\x32.tidings.notifications.v1.DiscardDeliveriesRequest\x1a\x33.tidings.notifications.v1.DiscardDeliveriesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,39 +37,55 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NOTIFICATION']._serialized_start=169
   _globals['_NOTIFICATION']._serialized_end=463
   _globals['_DELIVERY']._serialized_start=466
-  _globals['_DELIVERY']._serialized_end=1279
-  _globals['_DELIVERY_ATTEMPT']._serialized_start=900
-  _globals['_DELIVERY_ATTEMPT']._serialized_end=1207
-  _globals['_DELIVERY_ATTEMPT_OUTCOME']._serialized_start=1120
-  _globals['_DELIVERY_ATTEMPT_OUTCOME']._serialized_end=1207
-  _globals['_DELIVERY_STATE']._serialized_start=1209
-  _globals['_DELIVERY_STATE']._serialized_end=1279
-  _globals['_LISTNOTIFICATIONSREQUEST']._serialized_start=1282
-  _globals['_LISTNOTIFICATIONSREQUEST']._serialized_end=1485
-  _globals['_LISTNOTIFICATIONSREQUEST_FILTER']._serialized_start=1424
-  _globals['_LISTNOTIFICATIONSREQUEST_FILTER']._serialized_end=1485
-  _globals['_LISTNOTIFICATIONSRESPONSE']._serialized_start=1487
-  _globals['_LISTNOTIFICATIONSRESPONSE']._serialized_end=1602
-  _globals['_LISTDELIVERIESREQUEST']._serialized_start=1605
-  _globals['_LISTDELIVERIESREQUEST']._serialized_end=1865
-  _globals['_LISTDELIVERIESREQUEST_FILTER']._serialized_start=1741
-  _globals['_LISTDELIVERIESREQUEST_FILTER']._serialized_end=1865
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=1867
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=1972
-  _globals['_WATCHNOTIFICATIONSREQUEST']._serialized_start=1975
-  _globals['_WATCHNOTIFICATIONSREQUEST']._serialized_end=2189
-  _globals['_WATCHNOTIFICATIONSRESPONSE']._serialized_start=2192
-  _globals['_WATCHNOTIFICATIONSRESPONSE']._serialized_end=2744
-  _globals['_WATCHNOTIFICATIONSRESPONSE_BOOKMARK']._serialized_start=2596
-  _globals['_WATCHNOTIFICATIONSRESPONSE_BOOKMARK']._serialized_end=2629
-  _globals['_WATCHNOTIFICATIONSRESPONSE_CAUGHTUP']._serialized_start=2631
-  _globals['_WATCHNOTIFICATIONSRESPONSE_CAUGHTUP']._serialized_end=2659
-  _globals['_WATCHNOTIFICATIONSRESPONSE_DRAIN']._serialized_start=2661
-  _globals['_WATCHNOTIFICATIONSRESPONSE_DRAIN']._serialized_end=2736
-  _globals['_GETINBOXREQUEST']._serialized_start=2746
-  _globals['_GETINBOXREQUEST']._serialized_end=2763
-  _globals['_INBOX']._serialized_start=2766
-  _globals['_INBOX']._serialized_end=2990
-  _globals['_NOTIFICATIONSERVICE']._serialized_start=2993
-  _globals['_NOTIFICATIONSERVICE']._serialized_end=3477
+  _globals['_DELIVERY']._serialized_end=1571
+  _globals['_DELIVERY_ATTEMPT']._serialized_start=966
+  _globals['_DELIVERY_ATTEMPT']._serialized_end=1273
+  _globals['_DELIVERY_ATTEMPT_OUTCOME']._serialized_start=1186
+  _globals['_DELIVERY_ATTEMPT_OUTCOME']._serialized_end=1273
+  _globals['_DELIVERY_OPERATION']._serialized_start=1276
+  _globals['_DELIVERY_OPERATION']._serialized_end=1484
+  _globals['_DELIVERY_OPERATION_KIND']._serialized_start=1427
+  _globals['_DELIVERY_OPERATION_KIND']._serialized_end=1484
+  _globals['_DELIVERY_STATE']._serialized_start=1486
+  _globals['_DELIVERY_STATE']._serialized_end=1571
+  _globals['_LISTNOTIFICATIONSREQUEST']._serialized_start=1574
+  _globals['_LISTNOTIFICATIONSREQUEST']._serialized_end=1777
+  _globals['_LISTNOTIFICATIONSREQUEST_FILTER']._serialized_start=1716
+  _globals['_LISTNOTIFICATIONSREQUEST_FILTER']._serialized_end=1777
+  _globals['_LISTNOTIFICATIONSRESPONSE']._serialized_start=1779
+  _globals['_LISTNOTIFICATIONSRESPONSE']._serialized_end=1894
+  _globals['_LISTDELIVERIESREQUEST']._serialized_start=1897
+  _globals['_LISTDELIVERIESREQUEST']._serialized_end=2157
+  _globals['_LISTDELIVERIESREQUEST_FILTER']._serialized_start=2033
+  _globals['_LISTDELIVERIESREQUEST_FILTER']._serialized_end=2157
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=2159
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=2264
+  _globals['_REPLAYDELIVERIESREQUEST']._serialized_start=2267
+  _globals['_REPLAYDELIVERIESREQUEST']._serialized_end=2464
+  _globals['_REPLAYDELIVERIESREQUEST_FILTER']._serialized_start=2033
+  _globals['_REPLAYDELIVERIESREQUEST_FILTER']._serialized_end=2100
+  _globals['_REPLAYDELIVERIESRESPONSE']._serialized_start=2466
+  _globals['_REPLAYDELIVERIESRESPONSE']._serialized_end=2510
+  _globals['_DISCARDDELIVERIESREQUEST']._serialized_start=2513
+  _globals['_DISCARDDELIVERIESREQUEST']._serialized_end=2712
+  _globals['_DISCARDDELIVERIESREQUEST_FILTER']._serialized_start=2033
+  _globals['_DISCARDDELIVERIESREQUEST_FILTER']._serialized_end=2100
+  _globals['_DISCARDDELIVERIESRESPONSE']._serialized_start=2714
+  _globals['_DISCARDDELIVERIESRESPONSE']._serialized_end=2760
+  _globals['_WATCHNOTIFICATIONSREQUEST']._serialized_start=2763
+  _globals['_WATCHNOTIFICATIONSREQUEST']._serialized_end=2977
+  _globals['_WATCHNOTIFICATIONSRESPONSE']._serialized_start=2980
+  _globals['_WATCHNOTIFICATIONSRESPONSE']._serialized_end=3532
+  _globals['_WATCHNOTIFICATIONSRESPONSE_BOOKMARK']._serialized_start=3384
+  _globals['_WATCHNOTIFICATIONSRESPONSE_BOOKMARK']._serialized_end=3417
+  _globals['_WATCHNOTIFICATIONSRESPONSE_CAUGHTUP']._serialized_start=3419
+  _globals['_WATCHNOTIFICATIONSRESPONSE_CAUGHTUP']._serialized_end=3447
+  _globals['_WATCHNOTIFICATIONSRESPONSE_DRAIN']._serialized_start=3449
+  _globals['_WATCHNOTIFICATIONSRESPONSE_DRAIN']._serialized_end=3524
+  _globals['_GETINBOXREQUEST']._serialized_start=3534
+  _globals['_GETINBOXREQUEST']._serialized_end=3551
+  _globals['_INBOX']._serialized_start=3554
+  _globals['_INBOX']._serialized_end=3797
+  _globals['_NOTIFICATIONSERVICE']._serialized_start=3800
+  _globals['_NOTIFICATIONSERVICE']._serialized_end=4533
 # @@protoc_insertion_point(module_scope)

@@ -108,6 +108,8 @@ class Delivery(_message.Message):
         """Accepted by the other side."""
         PARKED: Delivery._State.ValueType  # 3
         """Given up after the last attempt or a permanent refusal."""
+        DISCARDED: Delivery._State.ValueType  # 4
+        """Was parked, and is not to be tried again: by DiscardDeliveries."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Delivery.State.ValueType  # 0
@@ -117,6 +119,8 @@ class Delivery(_message.Message):
     """Accepted by the other side."""
     PARKED: Delivery.State.ValueType  # 3
     """Given up after the last attempt or a permanent refusal."""
+    DISCARDED: Delivery.State.ValueType  # 4
+    """Was parked, and is not to be tried again: by DiscardDeliveries."""
 
     @_typing.final
     class Attempt(_message.Message):
@@ -178,6 +182,50 @@ class Delivery(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Operation(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _Kind:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Delivery.Operation._Kind.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            KIND_UNSPECIFIED: Delivery.Operation._Kind.ValueType  # 0
+            REPLAYED: Delivery.Operation._Kind.ValueType  # 1
+            DISCARDED: Delivery.Operation._Kind.ValueType  # 2
+
+        class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+        KIND_UNSPECIFIED: Delivery.Operation.Kind.ValueType  # 0
+        REPLAYED: Delivery.Operation.Kind.ValueType  # 1
+        DISCARDED: Delivery.Operation.Kind.ValueType  # 2
+
+        KIND_FIELD_NUMBER: _builtins.int
+        ACTOR_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        TIME_FIELD_NUMBER: _builtins.int
+        kind: Global___Delivery.Operation.Kind.ValueType
+        actor: _builtins.str
+        """The name of who called; empty where callers have none."""
+        reason: _builtins.str
+        """As the call gave it."""
+        @_builtins.property
+        def time(self) -> _timestamp_pb2.Timestamp: ...
+        def __init__(
+            self,
+            *,
+            kind: Global___Delivery.Operation.Kind.ValueType = ...,
+            actor: _builtins.str = ...,
+            reason: _builtins.str = ...,
+            time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "kind", b"kind", "reason", b"reason", "time", b"time"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     NOTIFICATION_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
@@ -191,6 +239,7 @@ class Delivery(_message.Message):
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     TRACE_PARENT_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     notification_id: _builtins.str
     user_id: _builtins.str
@@ -213,6 +262,10 @@ class Delivery(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery.Operation]:
+        """What was done to it by hand, oldest first."""
+
     def __init__(
         self,
         *,
@@ -229,10 +282,11 @@ class Delivery(_message.Message):
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         trace_parent: _builtins.str = ...,
+        operations: _abc.Iterable[Global___Delivery.Operation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "channel", b"channel", "create_time", b"create_time", "end_time", b"end_time", "event_id", b"event_id", "id", b"id", "idempotency_key", b"idempotency_key", "next_attempt_time", b"next_attempt_time", "notification_id", b"notification_id", "state", b"state", "target", b"target", "trace_parent", b"trace_parent", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "channel", b"channel", "create_time", b"create_time", "end_time", b"end_time", "event_id", b"event_id", "id", b"id", "idempotency_key", b"idempotency_key", "next_attempt_time", b"next_attempt_time", "notification_id", b"notification_id", "operations", b"operations", "state", b"state", "target", b"target", "trace_parent", b"trace_parent", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -386,6 +440,158 @@ class ListDeliveriesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDeliveriesResponse: _TypeAlias = ListDeliveriesResponse  # noqa: Y015
+
+@_typing.final
+class ReplayDeliveriesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Filter(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        USER_ID_FIELD_NUMBER: _builtins.int
+        NOTIFICATION_ID_FIELD_NUMBER: _builtins.int
+        CHANNEL_FIELD_NUMBER: _builtins.int
+        user_id: _builtins.str
+        notification_id: _builtins.str
+        channel: _builtins.str
+        def __init__(
+            self,
+            *,
+            user_id: _builtins.str = ...,
+            notification_id: _builtins.str = ...,
+            channel: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "notification_id", b"notification_id", "user_id", b"user_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    IDS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, for who looks at it later; at most 500 characters."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Exactly one of `ids` and `filter` is required.
+        1 to 1,000 deliveries, all of them parked and with something to send: otherwise none is replayed.
+        """
+
+    @_builtins.property
+    def filter(self) -> Global___ReplayDeliveriesRequest.Filter:
+        """All that are parked and match; an empty one matches every parked delivery."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        filter: Global___ReplayDeliveriesRequest.Filter | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "ids", b"ids", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayDeliveriesRequest: _TypeAlias = ReplayDeliveriesRequest  # noqa: Y015
+
+@_typing.final
+class ReplayDeliveriesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.int
+    def __init__(
+        self,
+        *,
+        replayed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayDeliveriesResponse: _TypeAlias = ReplayDeliveriesResponse  # noqa: Y015
+
+@_typing.final
+class DiscardDeliveriesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Filter(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        USER_ID_FIELD_NUMBER: _builtins.int
+        NOTIFICATION_ID_FIELD_NUMBER: _builtins.int
+        CHANNEL_FIELD_NUMBER: _builtins.int
+        user_id: _builtins.str
+        notification_id: _builtins.str
+        channel: _builtins.str
+        def __init__(
+            self,
+            *,
+            user_id: _builtins.str = ...,
+            notification_id: _builtins.str = ...,
+            channel: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "notification_id", b"notification_id", "user_id", b"user_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    IDS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, for who looks at it later; at most 500 characters."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Exactly one of `ids` and `filter` is required.
+        1 to 1,000 deliveries, all of them parked: otherwise none is discarded.
+        """
+
+    @_builtins.property
+    def filter(self) -> Global___DiscardDeliveriesRequest.Filter:
+        """All that are parked and match; an empty one matches every parked delivery."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        filter: Global___DiscardDeliveriesRequest.Filter | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "ids", b"ids", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardDeliveriesRequest: _TypeAlias = DiscardDeliveriesRequest  # noqa: Y015
+
+@_typing.final
+class DiscardDeliveriesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISCARDED_FIELD_NUMBER: _builtins.int
+    discarded: _builtins.int
+    def __init__(
+        self,
+        *,
+        discarded: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discarded", b"discarded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardDeliveriesResponse: _TypeAlias = DiscardDeliveriesResponse  # noqa: Y015
 
 @_typing.final
 class WatchNotificationsRequest(_message.Message):
@@ -552,6 +758,7 @@ class Inbox(_message.Message):
     DELIVERED_FIELD_NUMBER: _builtins.int
     PARKED_FIELD_NUMBER: _builtins.int
     OLDEST_PENDING_TIME_FIELD_NUMBER: _builtins.int
+    DISCARDED_FIELD_NUMBER: _builtins.int
     log_id: _builtins.str
     """The last position of the user feed that is processed, and its feed's identity."""
     position: _builtins.int
@@ -559,6 +766,7 @@ class Inbox(_message.Message):
     pending: _builtins.int
     delivered: _builtins.int
     parked: _builtins.int
+    discarded: _builtins.int
     @_builtins.property
     def position_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -576,10 +784,11 @@ class Inbox(_message.Message):
         delivered: _builtins.int = ...,
         parked: _builtins.int = ...,
         oldest_pending_time: _timestamp_pb2.Timestamp | None = ...,
+        discarded: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_pending_time", b"oldest_pending_time", "position_time", b"position_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered", b"delivered", "log_id", b"log_id", "notifications", b"notifications", "oldest_pending_time", b"oldest_pending_time", "parked", b"parked", "pending", b"pending", "position", b"position", "position_time", b"position_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered", b"delivered", "discarded", b"discarded", "log_id", b"log_id", "notifications", b"notifications", "oldest_pending_time", b"oldest_pending_time", "parked", b"parked", "pending", b"pending", "position", b"position", "position_time", b"position_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,6 +54,16 @@ class NotificationServiceStub:
                 request_serializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.GetInboxRequest.SerializeToString,
                 response_deserializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.Inbox.FromString,
                 _registered_method=True)
+        self.ReplayDeliveries = channel.unary_unary(
+                '/tidings.notifications.v1.NotificationService/ReplayDeliveries',
+                request_serializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.ReplayDeliveriesRequest.SerializeToString,
+                response_deserializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.ReplayDeliveriesResponse.FromString,
+                _registered_method=True)
+        self.DiscardDeliveries = channel.unary_unary(
+                '/tidings.notifications.v1.NotificationService/DiscardDeliveries',
+                request_serializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.DiscardDeliveriesRequest.SerializeToString,
+                response_deserializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.DiscardDeliveriesResponse.FromString,
+                _registered_method=True)
 
 
 class NotificationServiceServicer:
@@ -87,6 +97,22 @@ class NotificationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplayDeliveries(self, request, context):
+        """Lets parked deliveries be tried again, from now on and as often as a new one, with the same idempotency key.
+        What is not parked is not touched: a repeat of a call whose answer was lost is refused by ids, and by filter finds
+        what is still parked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardDeliveries(self, request, context):
+        """Ends parked deliveries that are not to be tried again. Repeated, it does as ReplayDeliveries does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NotificationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +135,16 @@ def add_NotificationServiceServicer_to_server(servicer, server):
                     servicer.GetInbox,
                     request_deserializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.GetInboxRequest.FromString,
                     response_serializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.Inbox.SerializeToString,
+            ),
+            'ReplayDeliveries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayDeliveries,
+                    request_deserializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.ReplayDeliveriesRequest.FromString,
+                    response_serializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.ReplayDeliveriesResponse.SerializeToString,
+            ),
+            'DiscardDeliveries': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardDeliveries,
+                    request_deserializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.DiscardDeliveriesRequest.FromString,
+                    response_serializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.DiscardDeliveriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +255,60 @@ class NotificationService:
             '/tidings.notifications.v1.NotificationService/GetInbox',
             tidings_dot_notifications_dot_v1_dot_notifications__pb2.GetInboxRequest.SerializeToString,
             tidings_dot_notifications_dot_v1_dot_notifications__pb2.Inbox.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayDeliveries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidings.notifications.v1.NotificationService/ReplayDeliveries',
+            tidings_dot_notifications_dot_v1_dot_notifications__pb2.ReplayDeliveriesRequest.SerializeToString,
+            tidings_dot_notifications_dot_v1_dot_notifications__pb2.ReplayDeliveriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardDeliveries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidings.notifications.v1.NotificationService/DiscardDeliveries',
+            tidings_dot_notifications_dot_v1_dot_notifications__pb2.DiscardDeliveriesRequest.SerializeToString,
+            tidings_dot_notifications_dot_v1_dot_notifications__pb2.DiscardDeliveriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,13 @@ class NotificationServiceStub:
     """Streams the in-app notifications of one user, or of all, from where the request says."""
     GetInbox: _grpc.UnaryUnaryMultiCallable[_notifications_pb2.GetInboxRequest, _notifications_pb2.Inbox]
     """Returns how far the service has processed the user feed and how its deliveries stand."""
+    ReplayDeliveries: _grpc.UnaryUnaryMultiCallable[_notifications_pb2.ReplayDeliveriesRequest, _notifications_pb2.ReplayDeliveriesResponse]
+    """Lets parked deliveries be tried again, from now on and as often as a new one, with the same idempotency key.
+    What is not parked is not touched: a repeat of a call whose answer was lost is refused by ids, and by filter finds
+    what is still parked.
+    """
+    DiscardDeliveries: _grpc.UnaryUnaryMultiCallable[_notifications_pb2.DiscardDeliveriesRequest, _notifications_pb2.DiscardDeliveriesResponse]
+    """Ends parked deliveries that are not to be tried again. Repeated, it does as ReplayDeliveries does."""
 
 @_typing.type_check_only
 class NotificationServiceAsyncStub(NotificationServiceStub):
@@ -51,6 +58,13 @@ class NotificationServiceAsyncStub(NotificationServiceStub):
     """Streams the in-app notifications of one user, or of all, from where the request says."""
     GetInbox: _aio.UnaryUnaryMultiCallable[_notifications_pb2.GetInboxRequest, _notifications_pb2.Inbox]  # type: ignore[assignment]
     """Returns how far the service has processed the user feed and how its deliveries stand."""
+    ReplayDeliveries: _aio.UnaryUnaryMultiCallable[_notifications_pb2.ReplayDeliveriesRequest, _notifications_pb2.ReplayDeliveriesResponse]  # type: ignore[assignment]
+    """Lets parked deliveries be tried again, from now on and as often as a new one, with the same idempotency key.
+    What is not parked is not touched: a repeat of a call whose answer was lost is refused by ids, and by filter finds
+    what is still parked.
+    """
+    DiscardDeliveries: _aio.UnaryUnaryMultiCallable[_notifications_pb2.DiscardDeliveriesRequest, _notifications_pb2.DiscardDeliveriesResponse]  # type: ignore[assignment]
+    """Ends parked deliveries that are not to be tried again. Repeated, it does as ReplayDeliveries does."""
 
 class NotificationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -84,5 +98,24 @@ class NotificationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_notifications_pb2.Inbox, _abc.Awaitable[_notifications_pb2.Inbox]]:
         """Returns how far the service has processed the user feed and how its deliveries stand."""
+
+    @_abc_1.abstractmethod
+    def ReplayDeliveries(
+        self,
+        request: _notifications_pb2.ReplayDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_notifications_pb2.ReplayDeliveriesResponse, _abc.Awaitable[_notifications_pb2.ReplayDeliveriesResponse]]:
+        """Lets parked deliveries be tried again, from now on and as often as a new one, with the same idempotency key.
+        What is not parked is not touched: a repeat of a call whose answer was lost is refused by ids, and by filter finds
+        what is still parked.
+        """
+
+    @_abc_1.abstractmethod
+    def DiscardDeliveries(
+        self,
+        request: _notifications_pb2.DiscardDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_notifications_pb2.DiscardDeliveriesResponse, _abc.Awaitable[_notifications_pb2.DiscardDeliveriesResponse]]:
+        """Ends parked deliveries that are not to be tried again. Repeated, it does as ReplayDeliveries does."""
 
 def add_NotificationServiceServicer_to_server(servicer: NotificationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -201,6 +201,8 @@ class Inbox(notifications_pb2_grpc.NotificationServiceServicer):
         self.inbox = notifications_pb2.Inbox(log_id="log")
         self.notifications: list[notifications_pb2.Notification] = []
         self.deliveries: list[notifications_pb2.Delivery] = []
+        # What was asked for to be replayed or discarded.
+        self.changes: list[notifications_pb2.ReplayDeliveriesRequest | notifications_pb2.DiscardDeliveriesRequest] = []
 
     async def GetInbox(self, request: notifications_pb2.GetInboxRequest, context: Context) -> notifications_pb2.Inbox:
         """The inbox."""
@@ -220,6 +222,32 @@ class Inbox(notifications_pb2_grpc.NotificationServiceServicer):
         return notifications_pb2.ListDeliveriesResponse(
             deliveries=[one for one in self.deliveries if not state or one.state == state]
         )
+
+    async def ReplayDeliveries(
+        self, request: notifications_pb2.ReplayDeliveriesRequest, context: Context
+    ) -> notifications_pb2.ReplayDeliveriesResponse:
+        """Of those that are there."""
+        return notifications_pb2.ReplayDeliveriesResponse(replayed=await self._changed(request, context))
+
+    async def DiscardDeliveries(
+        self, request: notifications_pb2.DiscardDeliveriesRequest, context: Context
+    ) -> notifications_pb2.DiscardDeliveriesResponse:
+        """Of those that are there."""
+        return notifications_pb2.DiscardDeliveriesResponse(discarded=await self._changed(request, context))
+
+    async def _changed(
+        self,
+        request: notifications_pb2.ReplayDeliveriesRequest | notifications_pb2.DiscardDeliveriesRequest,
+        context: Context,
+    ) -> int:
+        self.changes.append(request)
+        known = {one.id: one.state for one in self.deliveries}
+        for one in request.ids:
+            if one not in known:
+                await refuse(context, grpc.StatusCode.NOT_FOUND, "UNKNOWN_DELIVERY", "ids", f"no such delivery: {one}")
+            if known[one] != notifications_pb2.Delivery.PARKED:
+                await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "NOT_PARKED", "ids", f"not parked: {one}")
+        return len(request.ids) or len(known)
 
     async def WatchNotifications(
         self, request: notifications_pb2.WatchNotificationsRequest, context: Context

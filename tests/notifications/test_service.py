@@ -18,6 +18,7 @@ from notification_service.settings import NotificationServiceSettings
 from servicekit.settings import InvalidSettingsError, load
 from tests.harness import Collector, Databases, MailCatcher, ServiceProcess, Services, until
 from tests.notifications.conftest import TRACE_PARENT, write
+from tidings.client import Notifications
 from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
@@ -155,6 +156,36 @@ async def test_a_kill_doubles_at_most_what_was_in_flight(
     ]
     assert {message_id for message_id, copies in mails.items() if copies > 1} <= set(unknown)
     assert len(unknown) <= slots
+
+
+async def test_what_was_parked_while_the_mail_server_was_away_is_replayed(
+    databases: Databases, services: Services, mail_catcher: MailCatcher
+) -> None:
+    await mail_catcher.stop()
+    users = await services.users(await databases.users()).start()
+    # Nothing but the replay itself can wake the dispatcher in time.
+    process = services.notifications(await databases.notifications(), users, mail_catcher, tries=1, poll_interval=60)
+    await process.start()
+    async with grpc.aio.insecure_channel(users.address) as channel:
+        stub: users_pb2_grpc.UserServiceAsyncStub = users_pb2_grpc.UserServiceStub(channel)
+        user = users_pb2.User(username="ada", email="ada@example.com")
+        await stub.CreateUser(users_pb2.CreateUserRequest(user=user))
+
+    async def parked() -> bool:
+        return [one.state for one in await deliveries(process)] == [notifications_pb2.Delivery.PARKED]
+
+    await until(parked)
+    await mail_catcher.start()
+    async with grpc.aio.insecure_channel(process.address) as channel:
+        assert await Notifications(channel).replay_all(reason="it is back") == 1
+    [mail] = await mail_catcher.wait(1)
+    await until(lambda: all_delivered(process, 1))
+    [delivery] = await deliveries(process)
+    assert delivery.idempotency_key == mail.message_id
+    outcomes = notifications_pb2.Delivery.Attempt
+    assert [attempt.outcome for attempt in delivery.attempts] == [outcomes.FAILED, outcomes.SUCCEEDED]
+    assert [done.reason for done in delivery.operations] == ["it is back"]
+    assert [event["deliveries"] for event in process.events("parked deliveries changed by hand")] == [1]
 
 
 async def test_two_replicas_deliver_once(databases: Databases, services: Services, mail_catcher: MailCatcher) -> None:

@@ -8,7 +8,7 @@ Exit codes:
     2    wrong usage: an option, an argument, the header of a file
     3    refused as invalid
     4    not found
-    5    conflict: already exists, stale version
+    5    conflict: already exists, stale version, not parked
     6    a service is not available, or did not answer in time
     7    import: finished, but some lines were bad
     8    not allowed: no token, or one that is not known or may not do this

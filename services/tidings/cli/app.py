@@ -12,6 +12,7 @@ import typer
 from tidings.cli import (
     access,
     deliveries,
+    deliveries_change,
     doctor,
     mail,
     new_token,
@@ -66,6 +67,7 @@ def _root(
 
 for _group in (users, users_import, users_watch):
     _group.register(users.app)
+deliveries_change.register(deliveries.app)
 app.add_typer(users.app, name="users")
 app.add_typer(notifications.app, name="notifications")
 app.add_typer(deliveries.app, name="deliveries")

@@ -1,4 +1,4 @@
-"""`tidings deliveries list`."""
+"""`tidings deliveries list`, and the group of what is done with deliveries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tidings.notifications.v1 import notifications_pb2
 
 app = typer.Typer(
     help="Deliveries: notifications on their way, with every attempt.",
-    epilog=examples("tidings deliveries list --state parked"),
+    epilog=examples("tidings deliveries list --state parked", "tidings deliveries replay --all-parked"),
     no_args_is_help=True,
 )
 
@@ -36,6 +36,7 @@ class State(StrEnum):
     PENDING = "pending"
     DELIVERED = "delivered"
     PARKED = "parked"
+    DISCARDED = "discarded"
 
 
 _COLUMNS = ("CREATED", "STATE", "CHANNEL", "TARGET", "TRIES", "LAST ATTEMPT", "ID")

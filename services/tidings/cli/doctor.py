@@ -190,6 +190,9 @@ async def _deliveries(notifications: Notifications) -> Finding:
             advice = "the dispatcher does not keep up or does not run: look into the notification service's log"
             return Finding("deliveries", State.ILL, message, advice)
     if inbox.parked:
-        advice = "given up after the last attempt: `tidings deliveries list --state parked` says why"
+        advice = (
+            "`tidings deliveries list --state parked` says why; mend the cause, then `tidings deliveries replay "
+            "--all-parked`, or `tidings deliveries discard ID` what is not to be sent"
+        )
         return Finding("deliveries", State.ATTENTION, counts, advice)
     return Finding("deliveries", State.OK, counts)

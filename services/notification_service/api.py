@@ -102,13 +102,8 @@ class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
                 changed = await parked.change(connection, operation, ids, actor=actor, reason=request.reason)
             else:
                 changed = await parked.change_all(connection, operation, filters, actor=actor, reason=request.reason)
-        log.info(
-            "parked deliveries changed by hand",
-            operation=operation.name,
-            deliveries=changed,
-            actor=actor,
-            reason=request.reason,
-        )
+        # The reason, which may name somebody, is kept with the delivery only.
+        log.info("parked deliveries changed by hand", operation=operation.name, deliveries=changed)
         return changed
 
     @asynccontextmanager

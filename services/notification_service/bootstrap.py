@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import grpc.aio
+import psycopg
 
-from notification_service import endpoints, rules
+from notification_service import endpoints, reset, rules
 from notification_service.api import NotificationService
 from notification_service.channels.email import EmailChannel
 from notification_service.channels.webhook import WebhookChannel
@@ -18,7 +20,7 @@ from notification_service.domain import EMAIL, WEBHOOK
 from notification_service.inbox import Inbox
 from notification_service.retries import Policy
 from notification_service.settings import NotificationServiceSettings
-from notification_service.subscriber import Subscriber
+from notification_service.subscriber import LONGEST_PAUSE, Subscriber
 from notification_service.tables import SCHEMA_REVISION
 from notification_service.tail import Tail
 from notification_service.templates import Templates
@@ -26,8 +28,9 @@ from notification_service.watch import Streams
 from servicekit import database, guard, rpc, schema, telemetry
 from servicekit.configfile import InvalidConfigError
 from servicekit.database import Pool
-from servicekit.entrance import Entrance, open_entrance
+from servicekit.entrance import open_entrance
 from servicekit.health import Health
+from servicekit.rpc import Door
 from servicekit.settings import variable
 from servicekit.tasks import Background
 from tidings.client import Batch, CursorStore, UserFeed, connect
@@ -41,7 +44,7 @@ _SERVICE = notifications_pb2.DESCRIPTOR.services_by_name["NotificationService"]
 _DISPATCH_CONNECTIONS = 4
 _GET_FEED_TIMEOUT = 5.0
 # A process that is paused must not hold up who changes parked deliveries elsewhere.
-_QUERY_SESSION = {"statement_timeout": "10s", "idle_in_transaction_session_timeout": "5s"}
+_QUERY_SESSION: dict[str, str | int] = {"statement_timeout": "10s", "idle_in_transaction_session_timeout": "5s"}
 
 
 def composer(settings: NotificationServiceSettings) -> Composer:
@@ -61,12 +64,35 @@ async def serve(settings: NotificationServiceSettings, composer: Composer) -> in
     entrance = open_entrance(settings, rpc.methods(_SERVICE))
     users = _users(settings)
     url = settings.database_url.get_secret_value()
-    await schema.wait(url, NAME, SCHEMA_REVISION)
     queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, **_QUERY_SESSION)
     dispatch = database.pool(url, f"{NAME}-dispatch", size=_DISPATCH_CONNECTIONS, statement_timeout="10s")
-    with telemetry.tracing(NAME):
-        async with queries, dispatch, users:
-            return await _serve(settings, entrance, composer, url, queries, dispatch, users)
+    default_sender = settings.mail_from == NotificationServiceSettings.model_fields["mail_from"].default
+    notes = (*entrance.notes, *(["default-sender"] if default_sender else []))
+    health = Health(_SERVICE.full_name, SCHEMA_REVISION, notes)
+    async with rpc.open_door(entrance, health) as door:
+        if door is None:
+            return 1
+        if not await door.unless_stopped(schema.wait(url, NAME, SCHEMA_REVISION, tell=health.wait_for)):
+            return 0
+        with telemetry.tracing(NAME):
+            async with queries, dispatch, users:
+                return await _serve(settings, door, composer, url, queries, dispatch, users)
+
+
+async def reset_cursor(settings: NotificationServiceSettings, to: reset.Start, confirm: Callable[[str], bool]) -> int:
+    """Sets the cursor to another place of the user feed. Returns the exit code. Raises InvalidConfigError."""
+    url = settings.database_url.get_secret_value()
+    try:
+        async with (
+            _users(settings) as users,
+            await database.connect(url, f"{NAME}-reset", **_QUERY_SESSION) as connection,
+        ):
+            after = await reset.reset(connection, users, to, confirm)
+    except (reset.ResetError, psycopg.Error) as error:
+        print(f"error: {str(error).strip()}", file=sys.stderr)
+        return 1
+    print(f"the cursor is at position {after.position}; a service that runs goes on from there within seconds")
+    return 0
 
 
 def _users(settings: NotificationServiceSettings) -> grpc.aio.Channel:
@@ -87,14 +113,14 @@ def _users(settings: NotificationServiceSettings) -> grpc.aio.Channel:
 
 async def _serve(
     settings: NotificationServiceSettings,
-    entrance: Entrance,
+    door: Door,
     composer: Composer,
     url: str,
     queries: Pool,
     dispatch: Pool,
     users: grpc.aio.Channel,
 ) -> int:
-    background = Background()
+    background = Background(overdue_after=settings.overdue_after, stuck_after=settings.stuck_after)
     tail = Tail(queries, settings.poll_interval)
     streams = Streams(
         queries,
@@ -135,19 +161,17 @@ async def _serve(
     subscriber = Subscriber(
         url, Inbox(composer, stored), open_feed=open_feed, log_id=log_id, patience=settings.standby_patience
     )
-    health = Health(_SERVICE.full_name)
-    server = rpc.server(entrance, health, _SERVICE)
+    rpc.add_tools(door, _SERVICE)
     guard.add(
-        server,
-        entrance.source,
+        door.server,
+        door.entrance.source,
         notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
         NotificationService(queries, streams, dispatcher.wake),
     )
 
-    async def is_ready() -> bool:
-        async with queries.connection() as connection:
-            await connection.execute("SELECT 1")
-        return background.alive
+    async def not_ready() -> str:
+        door.health.schema_found, problem = await schema.look(queries, SCHEMA_REVISION)
+        return "; ".join(filter(None, (problem, subscriber.refused)))
 
     async def drain() -> None:
         await asyncio.gather(
@@ -156,16 +180,17 @@ async def _serve(
             dispatcher.drain(settings.drain_time),
         )
 
-    for loop, name in (
-        (subscriber.run(), "subscriber"),
-        (dispatcher.run_lane(EMAIL), "email"),
-        (dispatcher.run_lane(WEBHOOK), "webhook"),
-        (dispatcher.record(), "recorder"),
-        (dispatcher.tidy(), "tidier"),
-        (tail.run(), "tail"),
+    # Each with the longest time until it goes round again.
+    for loop, name, every in (
+        (subscriber.run(), "subscriber", LONGEST_PAUSE),
+        (dispatcher.run_lane(EMAIL), "email", settings.poll_interval),
+        (dispatcher.run_lane(WEBHOOK), "webhook", settings.poll_interval),
+        (dispatcher.record(), "recorder", 0.0),
+        (dispatcher.tidy(), "tidier", settings.lease / 2),
+        (tail.run(), "tail", settings.poll_interval),
     ):
-        background.start(loop, name)
-    return await rpc.serve(server, entrance, health, background, is_ready=is_ready, drain=drain, grace=settings.grace)
+        background.start(loop, name, every=every)
+    return await rpc.serve(door, background, not_ready=not_ready, drain=drain, grace=settings.grace)
 
 
 def _lanes(settings: NotificationServiceSettings, composer: Composer) -> dict[str, Lane]:

@@ -24,7 +24,7 @@ from notification_service import retries, store, tracing
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.domain import Ended, Leased, Result, State
 from notification_service.retries import Policy
-from servicekit import logs
+from servicekit import logs, tasks
 from servicekit.database import Connection, Pool
 
 log = logs.get(__name__)
@@ -97,7 +97,8 @@ class Dispatcher:
         """Leases and sends over one channel."""
         lane = self._lanes[name]
         while True:
-            await self._room(lane)
+            with tasks.resting():
+                await self._room(lane)
             lane.work.clear()
             free = lane.slots - len(lane.busy)
             # From before the lease on there may be something to wait for at a shutdown.
@@ -171,7 +172,8 @@ class Dispatcher:
     async def record(self) -> None:
         """Records outcomes, all that are there at once, and frees their slots."""
         while True:
-            await self._any_ended.wait()
+            with tasks.resting():
+                await self._any_ended.wait()
             self._any_ended.clear()
             while batch := self._ended[:_MOST_RECORDED]:
                 ended = [one for _, one in batch]
@@ -197,6 +199,7 @@ class Dispatcher:
         """Does something in the database, as often as it takes to reach it."""
         pause = 0.05
         while True:
+            tasks.beat()
             try:
                 async with self._pool.connection() as connection:
                     return await action(connection)

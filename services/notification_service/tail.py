@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import psycopg
 
 from notification_service import reads
-from servicekit import logs
+from servicekit import logs, tasks
 from servicekit.database import Pool
 from tidings.notifications.v1 import notifications_pb2
 
@@ -59,6 +59,7 @@ class Tail:
         """Keeps up with the head."""
         pause = 0.05
         while True:
+            tasks.beat()
             self._hint.clear()
             try:
                 await self._read()

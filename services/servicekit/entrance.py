@@ -8,7 +8,8 @@ from typing import Any
 
 import grpc
 
-from servicekit import callers, tls
+from servicekit import callers, telemetry, tls
+from servicekit.addresses import is_loopback
 from servicekit.mounted import Mounted
 from servicekit.settings import ServerSettings
 
@@ -23,6 +24,10 @@ class Entrance:
     source: callers.Source
     credentials: grpc.ServerCredentials | None
     followed: tuple[Mounted[Any], ...]
+    reflection: bool = True
+    channelz: bool = False
+    # What of the settings is only right on one's own machine, in single words for `tidings doctor`.
+    notes: tuple[str, ...] = ()
 
 
 def open_entrance(settings: ServerSettings, methods: Collection[str]) -> Entrance:
@@ -39,4 +44,23 @@ def open_entrance(settings: ServerSettings, methods: Collection[str]) -> Entranc
         certificate = tls.certificate(settings.tls_certificate_file, settings.tls_key_file, client_ca)
         followed.append(certificate)
         credentials = tls.credentials(certificate, ask_clients=client_ca is not None)
-    return Entrance(settings.listen, settings.health_listen, source, credentials, tuple(followed))
+    return Entrance(
+        settings.listen,
+        settings.health_listen,
+        source,
+        credentials,
+        tuple(followed),
+        reflection=settings.reflection,
+        channelz=settings.channelz,
+        notes=_notes(settings),
+    )
+
+
+def _notes(settings: ServerSettings) -> tuple[str, ...]:
+    table = {
+        "local": is_loopback(settings.listen),
+        "no-callers": settings.callers_file is None,
+        "no-tls": settings.tls_certificate_file is None,
+        "no-telemetry": not telemetry.enabled(),
+    }
+    return tuple(note for note, holds in table.items() if holds)

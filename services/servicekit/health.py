@@ -1,65 +1,191 @@
-"""What a server tells of itself by grpc.health.v1."""
+"""What a server tells of itself by grpc.health.v1, and why.
+
+| name | SERVING means |
+| --- | --- |
+| `liveness` | the process answers, and no loop of it is stuck |
+| `startup` | the schema is there and calls are taken |
+| `balancing` | calls are taken, and it has not begun to stop |
+| `readiness`, `""`, the service's own | callers should be sent here |
+
+The reason for a NOT_SERVING is in the log, and in the trailing metadata of a Check, with what `tidings doctor`
+compares: the time here, the schema, and what of the settings is only right on one's own machine. Everybody may ask, so
+these tell nothing of the inside: no addresses, and no words of a database's.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
 
-from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from servicekit import logs
+from servicekit.tasks import Background
 
 log = logs.get(__name__)
 
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+_STARTING = "starting"
+_STOPPING = "stopping"
+
+# A look that comes later than it should by so much was not late by itself: the process did not run. Seconds.
+_PAUSED = 2.0
+
 
 class Health:
-    """grpc.health.v1 with the names `""`, `balancing`, `liveness`, `readiness`, `startup` and the service's own.
+    """Why each name is not SERVING; empty if it is. It begins alive and not started. `service` is its full name."""
 
-    `liveness` and `startup` serve as soon as the process answers, `balancing` also, until it begins to stop: clients
-    that take turns among replicas watch it, and leave before calls are refused. The others follow `set_ready`.
-    """
-
-    def __init__(self, service: str) -> None:
-        self._service = service
-        self._ready: bool | None = None
+    def __init__(self, service: str, schema_required: str, notes: Iterable[str] = ()) -> None:
+        self._ready_names = ("", "readiness", service)
+        self._why = dict.fromkeys(("startup", "balancing", *self._ready_names), _STARTING) | {"liveness": ""}
         self._closed = False
-        self.servicer = HealthServicer()
+        self.ended = False
+        self._notes = tuple(notes)
+        # Replaced and set at each change.
+        self._changed = asyncio.Event()
+        self._schema_required = schema_required
+        # The revision that was last seen.
+        self.schema_found = ""
+        self.servicer = _Servicer(self)
 
-    async def start(self) -> None:
-        """Alive and started, not ready yet."""
-        serving = health_pb2.HealthCheckResponse.SERVING
-        await self.servicer.set("liveness", serving)
-        await self.servicer.set("startup", serving)
-        await self.servicer.set("balancing", serving)
-        await self.set_ready(False)
+    def why(self, name: str) -> str | None:
+        """Why a name is not SERVING; empty if it is, None if there is no such name."""
+        return self._why.get(name)
 
-    async def set_ready(self, ready: bool) -> None:
-        """Tells whether callers should be sent here. After `close` it stays false."""
-        ready = ready and not self._closed
-        if ready == self._ready:
+    async def changed(self) -> None:
+        """Returns at the next change."""
+        await self._changed.wait()
+
+    def _set(self, reason: str, *names: str) -> bool:
+        changed = [name for name in names if self._why[name] != reason]
+        if changed:
+            self._why.update(dict.fromkeys(changed, reason))
+            event, self._changed = self._changed, asyncio.Event()
+            event.set()
+        return bool(changed)
+
+    def wait_for(self, reason: str) -> None:
+        """Says what it waits for before it starts."""
+        self._set(reason, "startup", "balancing", *self._ready_names)
+
+    def started(self) -> None:
+        """Calls are taken; not ready yet."""
+        self._set("", "startup", "balancing")
+
+    def set_ready(self, reason: str) -> None:
+        """Tells whether callers should be sent here, by the reason why not. After `close` they should not."""
+        if self._closed:
             return
-        self._ready = ready
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", "readiness", self._service):
-            await self.servicer.set(name, status)
-        log.info("readiness changed", ready=ready)
+        before = self._why["readiness"]
+        if self._set(reason, *self._ready_names):
+            if reason:
+                log.warning("not ready", reason=reason)
+            if bool(reason) != bool(before):
+                log.info("readiness changed", ready=not reason)
 
-    async def close(self) -> None:
-        """NOT_SERVING for good."""
-        self._closed = True
-        await self.servicer.set("balancing", health_pb2.HealthCheckResponse.NOT_SERVING)
-        await self.set_ready(False)
+    def set_alive(self, reason: str) -> None:
+        """Tells whether this process should go on, by the reason why not."""
+        if self._set(reason, "liveness") and reason:
+            log.error("not alive", reason=reason)
 
-    async def follow(self, check: Callable[[], Awaitable[bool]], interval: float = 2.0) -> None:
-        """A background loop: readiness follows `check`, which is bounded in time and may raise."""
+    def close(self) -> None:
+        """Begins to stop: no callers any more."""
+        was_ready, self._closed = not self._why["readiness"], True
+        self._set(_STOPPING, "balancing", *self._ready_names)
+        if was_ready:
+            log.info("readiness changed", ready=False)
+
+    def end(self) -> None:
+        """Ends the calls that watch: they would hold up a server that stops."""
+        self.ended = True
+        self._changed.set()
+
+    async def follow(
+        self, not_ready: Callable[[], Awaitable[str]], background: Background, interval: float = 2.0
+    ) -> None:
+        """A background loop: readiness follows the loops and `not_ready`, which says why callers should not be sent
+        here, is bounded in time and may raise; liveness follows the loops.
+        """
+        loop = asyncio.get_running_loop()
+        due = loop.time()
         while True:
-            try:
-                async with asyncio.timeout(interval):
-                    ready = await check()
-            except Exception as error:
-                log.warning("not ready", reason=f"{type(error).__name__}: {error}")
-                ready = False
-            await self.set_ready(ready)
+            if (paused := loop.time() - due) > _PAUSED:
+                background.forgive(paused)
+            reasons = [f"the loop {name} does not go round" for name in background.overdue()]
+            if background.failure:
+                reasons.append(f"the loop {background.failure} died")
+            # From here on too a pause of the process is not the fault of what it waits for.
+            due = loop.time() + interval
+            reasons.append(await _look(not_ready, interval))
+            if loop.time() - due > _PAUSED:
+                continue
+            self.set_ready("; ".join(filter(None, reasons)))
+            self.set_alive("; ".join(f"the loop {name} is stuck" for name in background.stuck()))
             # Until the first success look again soon: whoever starts the process waits for it.
-            await asyncio.sleep(interval if ready else 0.2)
+            pause = 0.2 if any(reasons) else interval
+            due = loop.time() + pause
+            await asyncio.sleep(pause)
+
+    def told(self, name: str) -> tuple[tuple[str, str], ...]:
+        """The trailing metadata of an answer about a name."""
+        facts = {
+            "tidings-reason": self._why.get(name) or "",
+            "tidings-time": datetime.now(UTC).isoformat(),
+            "tidings-schema-required": self._schema_required,
+            "tidings-schema": self.schema_found,
+            "tidings-notes": ",".join(self._notes),
+        }
+        return tuple((key, value.encode("ascii", "replace").decode()) for key, value in facts.items() if value)
+
+
+async def _look(not_ready: Callable[[], Awaitable[str]], timeout: float) -> str:
+    try:
+        async with asyncio.timeout(timeout):
+            return await not_ready()
+    except TimeoutError:
+        return "the database does not answer"
+    except Exception as error:
+        log.exception("a look at the readiness failed")
+        return type(error).__name__
+
+
+class _Servicer(health_pb2_grpc.HealthServicer):
+    """Not the one of grpcio-health-checking: there a watcher that reads nothing can hold up every change."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def _status(self, name: str) -> int | None:
+        why = self._health.why(name)
+        return None if why is None else _NOT_SERVING if why else _SERVING
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthCheckResponse:
+        status = self._status(request.service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such name")
+        context.set_trailing_metadata(self._health.told(request.service))
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        last = None
+        while True:
+            status = self._status(request.service) or _UNKNOWN
+            # What changed while the last was sent is looked at before anything is waited for.
+            if status != last:
+                last = status
+                yield health_pb2.HealthCheckResponse(status=status)
+            elif self._health.ended:
+                return
+            else:
+                await self._health.changed()

@@ -1,7 +1,9 @@
-"""gRPC servers: one place for options, health, reflection and the order of a clean shutdown.
+"""gRPC servers: one place for options, health, reflection and the order of a start and of a clean shutdown.
 
-At SIGTERM: health turns NOT_SERVING, the service drains its streams, the server stops within its grace, background
-loops are joined. If a background loop dies the same happens, with exit code 1.
+A server answers health from its first moment (`open_door`), also while it waits for its schema; every other call is
+refused with UNAVAILABLE until it serves (`serve`). At SIGTERM: health turns NOT_SERVING, the service drains its
+streams, the server stops within its grace, background loops are joined. If a background loop dies the same happens,
+with exit code 1.
 """
 
 from __future__ import annotations
@@ -9,20 +11,24 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
+from grpc_channelz.v1 import channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import aio as reflection
+from grpc_status import rpc_status
 
 from servicekit import guard, logs
 from servicekit.addresses import is_loopback
 from servicekit.callers import Call, anyone
 from servicekit.entrance import Entrance
-from servicekit.errors import InvalidArgumentError
+from servicekit.errors import InvalidArgumentError, UnavailableError
 from servicekit.health import Health
 from servicekit.tasks import Background
 
@@ -34,6 +40,7 @@ LONGEST_SETTLE = 3.0
 
 _HEALTH: Any = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _REFLECTION: Any = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+_CHANNELZ: Any = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"]
 
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 
@@ -50,20 +57,86 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
 
 
 def methods(*services: ServiceDescriptor) -> frozenset[str]:
-    """The methods of a server that are guarded, as `package.Service/Method`: those of its services and reflection."""
+    """The methods of a server that are guarded, as `package.Service/Method`: those of its services, of reflection and
+    of channelz, whether or not these two are switched on.
+    """
     return frozenset(
-        f"{service.full_name}/{method.name}" for service in (*services, _REFLECTION) for method in service.methods
+        f"{service.full_name}/{method.name}"
+        for service in (*services, _REFLECTION, _CHANNELZ)
+        for method in service.methods
     )
 
 
-def server(entrance: Entrance, health: Health, *services: ServiceDescriptor) -> grpc.aio.Server:
-    """A server with health and reflection; not started."""
-    made = _health_server(health)
-    names = [service.full_name for service in (*services, _HEALTH, _REFLECTION)]
-    # What reflection tells is for callers, too.
-    reflecting = reflection.ReflectionServicer(names)
-    guard.add(made, entrance.source, reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflecting)
-    return made
+class _Closed(grpc.GenericRpcHandler):
+    """Refuses what has no method yet, while the server is starting."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self.is_open = False
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        return None if self.is_open else grpc.stream_stream_rpc_method_handler(self._refuse)
+
+    async def _refuse(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+        error = UnavailableError(
+            f"the server is starting: {self._health.why('startup')}", reason="STARTING", retry_after=1.0
+        )
+        status = rpc_status.to_status(guard.status_of(error))
+        await context.abort(status.code, status.details, status.trailing_metadata)
+        yield b""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A server that answers health and nothing else yet, where it listens, and whether it was told to stop."""
+
+    entrance: Entrance
+    health: Health
+    server: grpc.aio.Server
+    # Those of the server and, if it has one, of the server of health alone, by their settings.
+    servers: tuple[grpc.aio.Server, ...]
+    bound: Mapping[str, str]
+    closed: _Closed
+    stop: asyncio.Event
+
+    async def unless_stopped(self, work: Coroutine[Any, Any, Any]) -> bool:
+        """Does something before serving; gives it up and returns False when the process is told to stop."""
+        doing, stopping = asyncio.create_task(work), asyncio.create_task(self.stop.wait())
+        await asyncio.wait((doing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if doing.done():
+            await doing
+            return True
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)
+        log.info("stopped", reason="signal")
+        return False
+
+
+@asynccontextmanager
+async def open_door(entrance: Entrance, health: Health) -> AsyncIterator[Door | None]:
+    """Listens and answers health until the end of the block. None, and a line in the log, if it cannot listen."""
+    closed = _Closed(health)
+    server = _health_server(health)
+    server.add_generic_rpc_handlers((closed,))
+    wanted = {"address": (server, entrance.address, entrance.credentials)}
+    if entrance.health_address:
+        wanted["health_address"] = (_health_server(health), entrance.health_address, None)
+    bound = {name: address for name, where in wanted.items() if (address := _bound(*where)) is not None}
+    if len(bound) < len(wanted):
+        yield None
+        return
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    servers = tuple(one for one, *_ in wanted.values())
+    for one in servers:
+        await one.start()
+    log.info("listening", **bound)
+    try:
+        yield Door(entrance, health, server, servers, bound, closed, stop)
+    finally:
+        await asyncio.gather(*(one.stop(0) for one in servers))
 
 
 def _health_server(health: Health) -> grpc.aio.Server:
@@ -80,6 +153,23 @@ def _bound(made: grpc.aio.Server, address: str, credentials: grpc.ServerCredenti
         log.error("address is taken or not allowed", address=address)
         return None
     return address if address.startswith("unix") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def add_tools(door: Door, *services: ServiceDescriptor) -> None:
+    """Adds reflection, of itself and of these services, and channelz, if the settings want them.
+
+    What they tell is for callers, too.
+    """
+    server, entrance = door.server, door.entrance
+    described = [*services, _HEALTH, *([_CHANNELZ] if entrance.channelz else []), _REFLECTION]
+    if entrance.reflection:
+        reflecting = reflection.ReflectionServicer([service.full_name for service in described])
+        guard.add(server, entrance.source, reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflecting)
+    if entrance.channelz:
+        from grpc_channelz.v1 import channelz_pb2_grpc
+        from grpc_channelz.v1._async import ChannelzServicer
+
+        guard.add(server, entrance.source, channelz_pb2_grpc.add_ChannelzServicer_to_server, ChannelzServicer())
 
 
 def _calm_collector() -> None:
@@ -104,59 +194,44 @@ async def _settle() -> None:
 
 
 async def serve(
-    made: grpc.aio.Server,
-    entrance: Entrance,
-    health: Health,
+    door: Door,
     background: Background,
     *,
-    is_ready: Callable[[], Awaitable[bool]],
+    not_ready: Callable[[], Awaitable[str]],
     drain: Callable[[], Awaitable[None]],
     grace: float,
     finish: Callable[[], Awaitable[None]] | None = None,
 ) -> int:
     """Serves until SIGTERM, SIGINT or the death of a background loop. Returns the exit code.
 
-    Readiness follows `is_ready`. At the end `drain` asks the service's streams to end and returns when they have, or
-    gives up by itself; `finish` then answers what calls wait for and refuses new work; what still runs gets `grace`
-    seconds.
+    Readiness follows `not_ready`, which says why not. At the end `drain` asks the service's streams to end and returns
+    when they have, or gives up by itself; `finish` then answers what calls wait for and refuses new work; what still
+    runs gets `grace` seconds.
     """
-    servers = {"address": (made, entrance.address, entrance.credentials)}
-    if entrance.health_address:
-        servers["health_address"] = (_health_server(health), entrance.health_address, None)
-    bound = {name: _bound(*where) for name, where in servers.items()}
-    if None in bound.values():
-        return 1
+    entrance, health = door.entrance, door.health
     _calm_collector()
-    for one, *_ in servers.values():
-        await one.start()
-    await health.start()
-    background.start(health.follow(is_ready), "readiness")
+    door.closed.is_open = True
+    health.started()
+    background.start(health.follow(not_ready, background), "readiness")
     for mounted in entrance.followed:
         background.start(mounted.follow(), mounted.name)
-    log.info("serving", **bound, tls=entrance.credentials is not None, tokens=entrance.source is not anyone)
+    log.info("serving", **door.bound, tls=entrance.credentials is not None, tokens=entrance.source is not anyone)
     if entrance.credentials is None and not is_loopback(entrance.address):
         log.warning("without TLS beyond this machine: something else must encrypt", address=entrance.address)
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
-    waits = [asyncio.create_task(stop.wait()), asyncio.create_task(background.failed.wait())]
+    waits = [asyncio.create_task(door.stop.wait()), asyncio.create_task(background.failed.wait())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
 
     log.info("stopping", reason=f"{background.failure} died" if background.failure else "signal")
-    try:
-        async with asyncio.timeout(1.0):  # a stuck Health.Watch must not hold up the rest
-            await health.close()
-    except TimeoutError:
-        log.warning("health watchers did not take the news in time")
+    health.close()
     await drain()
     if finish is not None:
         await finish()
     await _settle()
-    await asyncio.gather(*(one.stop(grace) for one, *_ in servers.values()))
+    health.end()
+    await asyncio.gather(*(one.stop(grace) for one in door.servers))
     await background.stop()
     log.info("stopped")
     return 1 if background.failure else 0

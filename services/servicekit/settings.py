@@ -60,6 +60,22 @@ class ServerSettings(Settings):
         "", description="another address that serves health alone, without TLS, for probes; none if empty"
     )
 
+    reflection: bool = Field(True, description="serve gRPC reflection, to callers that may call it")
+    channelz: bool = Field(False, description="serve gRPC channelz: connections and their counters, to such callers")
+    overdue_after: float = Field(
+        30.0, ge=1, description="not ready while a background loop has not gone round for so long, seconds"
+    )
+    stuck_after: float = Field(
+        300.0, ge=1, description="not alive, to be restarted, once a background loop has not for so long, seconds"
+    )
+
+    @model_validator(mode="after")
+    def _restarts_last(self) -> Self:
+        if self.stuck_after < self.overdue_after:
+            overdue, stuck = (variable(type(self), name) for name in ("overdue_after", "stuck_after"))
+            raise ValueError(f"{stuck}: must be at least {overdue}")
+        return self
+
     @model_validator(mode="after")
     def _lets_nobody_in_by_accident(self) -> Self:
         listen, callers, certificate, key, client_ca, elsewhere = (

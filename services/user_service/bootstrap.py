@@ -7,8 +7,9 @@ from datetime import timedelta
 
 from servicekit import database, guard, logs, rpc, schema, telemetry
 from servicekit.database import Pool
-from servicekit.entrance import Entrance, open_entrance
+from servicekit.entrance import open_entrance
 from servicekit.health import Health
+from servicekit.rpc import Door
 from servicekit.tasks import Background
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 from user_service import janitor, reads, retention, sealer
@@ -40,16 +41,21 @@ async def serve(settings: UserServiceSettings) -> int:
     """Runs the service until it is told to stop. Returns the exit code. Raises InvalidConfigError."""
     entrance = open_entrance(settings, rpc.methods(_SERVICE))
     url = settings.database_url.get_secret_value()
-    await schema.wait(url, NAME, SCHEMA_REVISION)
     queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, statement_timeout="10s")
     history = database.pool(url, f"{NAME}-history", size=settings.catch_up_readers, **_HISTORY_SESSION)
-    with telemetry.tracing(NAME):
-        async with queries, history:
-            return await _serve(settings, entrance, url, queries, history)
+    health = Health(_SERVICE.full_name, SCHEMA_REVISION, entrance.notes)
+    async with rpc.open_door(entrance, health) as door:
+        if door is None:
+            return 1
+        if not await door.unless_stopped(schema.wait(url, NAME, SCHEMA_REVISION, tell=health.wait_for)):
+            return 0
+        with telemetry.tracing(NAME):
+            async with queries, history:
+                return await _serve(settings, door, url, queries, history)
 
 
-async def _serve(settings: UserServiceSettings, entrance: Entrance, url: str, queries: Pool, history: Pool) -> int:
-    background = Background()
+async def _serve(settings: UserServiceSettings, door: Door, url: str, queries: Pool, history: Pool) -> int:
+    background = Background(overdue_after=settings.overdue_after, stuck_after=settings.stuck_after)
     async with queries.connection() as connection:
         state = await reads.feed_state(connection)
 
@@ -85,30 +91,34 @@ async def _serve(settings: UserServiceSettings, entrance: Entrance, url: str, qu
         reconnect_spread=settings.reconnect_spread,
     )
     imports = Imports(writer, max_imports=settings.max_imports)
-    health = Health(_SERVICE.full_name)
-    server = rpc.server(entrance, health, _SERVICE)
+    rpc.add_tools(door, _SERVICE)
     guard.add(
-        server,
-        entrance.source,
+        door.server,
+        door.entrance.source,
         users_pb2_grpc.add_UserServiceServicer_to_server,
         UserService(writer, queries, streams, imports),
         raw_responses=RAW_RESPONSES,
     )
 
-    async def is_ready() -> bool:
-        async with queries.connection() as connection:
-            await connection.execute("SELECT 1")
-        return background.alive and tailer.read_ok and not messages.broken
+    async def not_ready() -> str:
+        door.health.schema_found, problem = await schema.look(queries, SCHEMA_REVISION)
+        table = {
+            problem: bool(problem),
+            "the feed cannot be read": not tailer.read_ok,
+            "the log has a hole": messages.broken,
+        }
+        return "; ".join(reason for reason, holds in table.items() if holds)
 
     async def drain() -> None:
         await asyncio.gather(streams.drain(settings.drain_time), imports.drain(settings.drain_time))
 
-    for loop, name in (
-        (writer.run(), "writer"),
-        (tailer.run(), "tailer"),
-        (tailer.listen(), "listener"),
-        (tailer.notify(), "notifier"),
-        (sealer.run(url, _rules(settings), settings.seal_interval), "sealer"),
+    # Each with the longest time until it goes round again; none for what only waits for others.
+    for loop, name, every in (
+        (writer.run(), "writer", 0.0),
+        (tailer.run(), "tailer", settings.poll_interval),
+        (tailer.listen(), "listener", None),
+        (tailer.notify(), "notifier", None),
+        (sealer.run(url, _rules(settings), settings.seal_interval), "sealer", settings.seal_interval),
         (
             retention.run(
                 queries,
@@ -117,16 +127,15 @@ async def _serve(settings: UserServiceSettings, entrance: Entrance, url: str, qu
                 settings.retention_interval,
             ),
             "retention",
+            settings.retention_interval,
         ),
-        (janitor.run(queries, settings.answers_kept), "janitor"),
+        (janitor.run(queries, settings.answers_kept), "janitor", janitor.INTERVAL),
     ):
-        background.start(loop, name)
+        background.start(loop, name, every=every)
     return await rpc.serve(
-        server,
-        entrance,
-        health,
+        door,
         background,
-        is_ready=is_ready,
+        not_ready=not_ready,
         drain=drain,
         grace=settings.grace,
         finish=lambda: writer.close(settings.unknown_outcome_wait),

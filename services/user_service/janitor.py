@@ -14,13 +14,13 @@ from typing import Any
 import psycopg
 from sqlalchemy import ColumnElement, Interval, Table, bindparam, delete, func, literal_column, select
 
-from servicekit import logs
+from servicekit import logs, tasks
 from servicekit.database import Pool, sql
 from user_service.tables import answers, open_snapshots, users
 
 log = logs.get(__name__)
 
-_INTERVAL = 60.0
+INTERVAL = 60.0
 _CHUNK = 1000
 _PURGE_MARGIN = timedelta(hours=1)
 
@@ -49,12 +49,13 @@ async def run(pool: Pool, answers_kept: float) -> None:
         else:
             if forgotten or purged:
                 log.info("cleaned up", answers=forgotten, users=purged)
-        await asyncio.sleep(_INTERVAL)
+        await asyncio.sleep(INTERVAL)
 
 
 async def _clear(pool: Pool, statement: str, kept: timedelta) -> int:
     removed = 0
     while True:
+        tasks.beat()
         async with pool.connection() as connection:
             cursor = await connection.execute(statement, {"kept": kept})
         removed += cursor.rowcount

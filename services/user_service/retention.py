@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 
-from servicekit import logs
+from servicekit import logs, tasks
 from servicekit.database import Pool, sql
 from user_service.segments import last_event_id
 from user_service.tables import feed, open_snapshots, segments
@@ -102,6 +102,7 @@ async def run(pool: Pool, kept: timedelta, kept_bytes: int | None, interval: flo
 
 async def expire(pool: Pool, kept: timedelta, kept_bytes: int | None) -> int | None:
     """Removes some of what is due. Returns the earliest position if that has moved."""
+    tasks.beat()
     async with pool.connection() as connection:
         cursor = await connection.execute(
             _EXPIRE[kept_bytes is not None], {"kept": kept, "kept_bytes": kept_bytes}, binary=True

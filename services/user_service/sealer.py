@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import psycopg
 from sqlalchemy import BigInteger, Integer, bindparam, delete, func, insert, literal_column, select
 
-from servicekit import database, logs
+from servicekit import database, logs, tasks
 from servicekit.database import Connection, sql
 from user_service.events import LARGEST_MESSAGE
 from user_service.segments import packed
@@ -171,9 +171,11 @@ async def run(url: str, rules: Rules, interval: float) -> None:
     """A background loop: seals what is due, then waits for `interval` seconds."""
     delay = 0.05
     while True:
+        tasks.beat()
         try:
             async with await database.connect(url, APPLICATION, **_SESSION) as connection:
                 while True:
+                    tasks.beat()
                     await _seal_all(connection, rules)
                     delay = 0.05
                     await asyncio.sleep(interval)
@@ -188,6 +190,7 @@ async def _seal_all(connection: Connection, rules: Rules) -> None:
     loop = asyncio.get_running_loop()
     began, events = loop.time(), 0
     while count := await seal(connection, rules):
+        tasks.beat()
         events += count
         # A log that was just filled may have millions to seal: Postgres is for its callers most of the time.
         await asyncio.sleep((loop.time() - began) * (1 - _SHARE) / _SHARE)

@@ -16,7 +16,7 @@ import contextlib
 import psycopg
 from sqlalchemy import Text, bindparam, cast, func, literal_column, select
 
-from servicekit import database, flush, logs
+from servicekit import database, flush, logs, tasks
 from servicekit.database import Connection
 from servicekit.flush import Call, statement
 from user_service import reads
@@ -74,6 +74,7 @@ class Tailer:
         """Reads what follows the window's head: at a hint, or when the poll interval is over."""
         delay = 0.05
         while True:
+            tasks.beat()
             try:
                 async with await database.connect(self._url, "tidings-users-tailer") as connection:
                     delay = 0.05
@@ -91,6 +92,7 @@ class Tailer:
 
     async def _read(self, connection: Connection) -> None:
         while True:
+            tasks.beat()
             self._hint.clear()
             after = self._window.head
             # Own commits that wait are not read again: only up to the first of them.

@@ -22,7 +22,7 @@ from typing import cast
 
 import psycopg
 
-from servicekit import database, flush, logs
+from servicekit import database, flush, logs, tasks
 from servicekit.database import Connection
 from servicekit.errors import ServiceError
 from user_service import errors, lanes, planning, reads, store, tracing
@@ -132,7 +132,8 @@ class Writer:
         """Commits batch after batch."""
         try:
             while True:
-                await self._queue.gather()
+                with tasks.resting():
+                    await self._queue.gather()
                 calls = self._queue.take_calls()
                 if calls:
                     await self._commit(calls)
@@ -148,6 +149,7 @@ class Writer:
 
     async def _commit(self, batch: list[Waiting]) -> None:
         for attempt in range(_TRIES):
+            tasks.beat()
             batch = [waiting for waiting in batch if not waiting.outcomes.done()]
             if not batch:
                 return
@@ -279,6 +281,7 @@ class Writer:
         """The writer's connection, made anew if it was lost. None once no unit of the batch waits any longer."""
         delay = 0.05
         while self._connection is None or self._connection.closed:
+            tasks.beat()
             try:
                 connection = await database.connect(self._url, APPLICATION, **_SESSION)
                 connection.add_notice_handler(self._note)

@@ -26,6 +26,10 @@ from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
+NAMES = (
+    "liveness", "startup", "balancing", "readiness",
+    "tidings.users.v1.UserService", "tidings.notifications.v1.NotificationService",
+)  # fmt: skip
 NOW = timestamp_pb2.Timestamp(seconds=1_700_000_000)
 
 
@@ -261,20 +265,35 @@ class Inbox(notifications_pb2_grpc.NotificationServiceServicer):
         await asyncio.Event().wait()
 
 
+class Health(HealthServicer):
+    """With facts in its metadata, as the services have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.facts: dict[str, str] = {}
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> Any:
+        """With the facts."""
+        context.set_trailing_metadata(tuple(self.facts.items()))
+        return await super().Check(request, context)
+
+
 @dataclass
 class System:
-    """Both services at one address, and their readiness."""
+    """Both services at one address, and their health."""
 
     directory: Directory
     inbox: Inbox
-    health: HealthServicer
+    health: Health
     address: str
     server: grpc.aio.Server
 
-    async def set_ready(self, ready: bool) -> None:
-        """What health says."""
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        await self.health.set("readiness", status)
+    async def set_health(self, *off: str, **facts: str) -> None:
+        """Which names are not SERVING, and what is said besides."""
+        self.health.facts = {f"tidings-{name.replace('_', '-')}": text for name, text in facts.items()}
+        for name in NAMES:
+            status = health_pb2.HealthCheckResponse
+            await self.health.set(name, status.NOT_SERVING if name in off else status.SERVING)
 
 
 @dataclass(frozen=True)
@@ -289,9 +308,7 @@ class Ran:
 Tidings = Callable[..., Awaitable[Ran]]
 
 
-async def _start(
-    address: str, directory: Directory, inbox: Inbox, health: HealthServicer
-) -> tuple[grpc.aio.Server, str]:
+async def _start(address: str, directory: Directory, inbox: Inbox, health: Health) -> tuple[grpc.aio.Server, str]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     users_pb2_grpc.add_UserServiceServicer_to_server(directory, server)
     notifications_pb2_grpc.add_NotificationServiceServicer_to_server(inbox, server)
@@ -304,11 +321,10 @@ async def _start(
 @pytest.fixture
 async def system() -> AsyncIterator[System]:
     """Both services, ready."""
-    directory, inbox, health = Directory(), Inbox(), HealthServicer()  # type: ignore[abstract]
+    directory, inbox, health = Directory(), Inbox(), Health()  # type: ignore[abstract]
     server, address = await _start("127.0.0.1:0", directory, inbox, health)
     made = System(directory, inbox, health, address, server)
-    await health.set("balancing", health_pb2.HealthCheckResponse.SERVING)
-    await made.set_ready(True)
+    await made.set_health()
     yield made
     await server.stop(None)
 

@@ -73,8 +73,8 @@ def use(given: Access) -> None:
     _access = given
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel as the options have it."""
+def open_channel(address: str, *, heed_health: bool = True) -> grpc.aio.Channel:
+    """A channel as the options have it; without `heed_health` also to a service that is starting or stopping."""
     access = _access
     try:
         return connect(
@@ -86,6 +86,7 @@ def open_channel(address: str) -> grpc.aio.Channel:
             certificate=access.certificate,
             key=access.key,
             token_in_clear=access.token_in_clear,
+            heed_health=heed_health,
         )
     except (ValueError, OSError) as error:
         raise CommandError(str(error), ExitCode.USAGE) from error

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 import grpc
 import grpc.aio
 import typer
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tidings.cli import output
+from tidings.cli import looks, output
 from tidings.cli.access import open_channel
 from tidings.cli.exits import ExitCode, run
+from tidings.cli.looks import Finding, State
 from tidings.cli.options import (
     NOTIFICATIONS_ADDRESS,
     USERS_ADDRESS,
@@ -37,8 +36,8 @@ _SECOND_LOOK = 1.0
 # A due delivery is taken up within seconds.
 _LONGEST_DUE = 60.0
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-
+_USERS = users_pb2.DESCRIPTOR.services_by_name["UserService"].full_name
+_NOTIFICATIONS = notifications_pb2.DESCRIPTOR.services_by_name["NotificationService"].full_name
 
 _ADVICE = {
     grpc.StatusCode.UNAUTHENTICATED: "give a token that the service knows: --token-file or TIDINGS_CLIENT_TOKEN_FILE",
@@ -46,25 +45,7 @@ _ADVICE = {
 }
 
 
-class State(StrEnum):
-    """How serious a finding is."""
-
-    OK = "ok"
-    ATTENTION = "attention"
-    ILL = "ill"
-
-
 _STYLES = {State.OK: "green", State.ATTENTION: "yellow", State.ILL: "bold red"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one look has found, and what to do about it."""
-
-    check: str
-    state: State
-    message: str
-    advice: str = ""
 
 
 _EXAMPLES = examples("tidings doctor", "tidings doctor --json | jq -r 'select(.state != \"ok\").advice'")
@@ -82,14 +63,18 @@ def doctor(
 ) -> None:
     """Say what is wrong and what to do.
 
-    Looks at every service, at how far the feed is processed and at the deliveries. Exit code 1 if the system is ill.
+    Looks at every service's health, schema, clock and settings, at how far the feed is processed and at the
+    deliveries. Exit code 1 if the system is ill.
     """
     run(_doctor(users_address, notifications_address, as_json))
 
 
 async def _doctor(users_address: str, notifications_address: str, as_json: bool) -> None:
     ill = False
-    async with open_channel(users_address) as users, open_channel(notifications_address) as notifications:
+    async with (
+        open_channel(users_address, heed_health=False) as users,
+        open_channel(notifications_address, heed_health=False) as notifications,
+    ):
         async for finding in _findings(users, users_address, notifications, notifications_address):
             ill = ill or finding.state is State.ILL
             if as_json:
@@ -105,13 +90,23 @@ async def _doctor(users_address: str, notifications_address: str, as_json: bool)
 async def _findings(
     users: grpc.aio.Channel, users_address: str, notifications: grpc.aio.Channel, notifications_address: str
 ) -> AsyncIterator[Finding]:
-    yield (users_ready := await _readiness("user service", users, users_address))
-    yield (notifications_ready := await _readiness("notification service", notifications, notifications_address))
+    services = (
+        (looks.Service("user service", _USERS, users_address), users),
+        (looks.Service("notification service", _NOTIFICATIONS, notifications_address), notifications),
+    )
+    ready = []
+    for service, channel in services:
+        seen = await looks.look(service, channel)
+        found = [seen] if isinstance(seen, Finding) else list(looks.findings(seen))
+        ready.append(found[0].state is State.OK)
+        for finding in found:
+            yield finding
     directory, inbox = Users(users, timeout=_TIMEOUT), Notifications(notifications, timeout=_TIMEOUT)
-    if users_ready.state is State.OK:
+    users_ready, notifications_ready = ready
+    if users_ready:
         yield await _guarded("feed", _feed(directory))
-    if notifications_ready.state is State.OK:
-        if users_ready.state is State.OK:
+    if notifications_ready:
+        if users_ready:
             yield await _guarded("subscription", _subscription(directory, inbox))
         yield await _guarded("deliveries", _deliveries(inbox))
 
@@ -122,25 +117,6 @@ async def _guarded(check: str, look: Coroutine[Any, Any, Finding]) -> Finding:
     except ApiError as error:
         advice = _ADVICE.get(error.code, "look into the service's log")
         return Finding(check, State.ILL, f"cannot be asked: {error.message}", advice)
-
-
-async def _readiness(service: str, channel: grpc.aio.Channel, address: str) -> Finding:
-    stub: Any = health_pb2_grpc.HealthStub(channel)
-    request = health_pb2.HealthCheckRequest(service="readiness")
-    try:
-        answer = await stub.Check(request, timeout=_TIMEOUT)
-    except grpc.aio.AioRpcError as error:
-        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            message = f"cannot be reached at {address}: {error.details()}"
-            return Finding(
-                service, State.ILL, message, "start it (`make run`), or give its address; --ca if it has TLS"
-            )
-        message = f"what answers at {address} is another service: {error.details()}"
-        return Finding(service, State.ILL, message, "give the right address")
-    if answer.status != _SERVING:
-        advice = "its log says what it waits for: its database, the schema, or a loop that died"
-        return Finding(service, State.ILL, f"runs at {address} but is not ready", advice)
-    return Finding(service, State.OK, f"ready at {address}")
 
 
 async def _feed(users: Users) -> Finding:

@@ -76,6 +76,7 @@ def connect(
     certificate: _Path | None = None,
     key: _Path | None = None,
     token_in_clear: bool = False,
+    heed_health: bool = True,
 ) -> grpc.aio.Channel:
     """A channel to `host:port`, or to every address behind `dns:///host:port` in turn.
 
@@ -87,6 +88,8 @@ def connect(
     each of these files means TLS, and is read once. Without TLS a token goes to this machine only, unless
     `token_in_clear` says that something else encrypts.
 
+    Replicas that say that they are starting or stopping are not called, unless `heed_health` is off.
+
     Raises ValueError for arguments that do not go together or files that do not hold what they should, OSError for
     files that cannot be read.
     """
@@ -97,6 +100,8 @@ def connect(
         raise ValueError(f"the token would go to {address} in the clear: use TLS")
     # A proxy would take even what is meant for this machine to another one.
     options = (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if local else _OPTIONS
+    if not heed_health:
+        options = (*options, ("grpc.inhibit_health_checking", 1))
     if credentials is None:
         channel = grpc.aio.insecure_channel(address, options=options)
     else:

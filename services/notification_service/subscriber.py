@@ -36,6 +36,7 @@ _FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 _REFUSED_PAUSE, _LOOK_FOR_RESET = 30.0, 1.0
 
 _RESET = "python -m notification_service reset-cursor --help says what can be done"
+_NOT_LET_IN = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _LET_IN = "the user service must know this service's token and allow WatchUsers and GetFeed"
 # What an operator does about a refusal, by its reason.
 _ADVICE = {
@@ -107,6 +108,8 @@ class Subscriber:
                     log.warning("inbox: database not reachable", error=str(error).strip(), retry_seconds=pause)
             except grpc.aio.AioRpcError as error:
                 known = f"{error.code().name}: {error.details()}"
+                if error.code() in _NOT_LET_IN:
+                    self.refused = f"the user service does not let this one in: {error.code().name}"
                 log.warning("the user service cannot be asked", error=known, retry_seconds=pause)
             finally:
                 self._connection = None

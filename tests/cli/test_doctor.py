@@ -92,6 +92,7 @@ async def test_services_that_are_away_or_not_ready(system: System, tidings: Tidi
         ("readiness", "the loop tailer does not go round", "is not ready: the loop", "pg_stat_activity"),
         ("readiness", "the log has a hole", "is not ready: the log", "docs/operations.md"),
         ("readiness", "the user feed cannot be followed: POSITION_EXPIRED", "POSITION_EXPIRED", "reset-cursor"),
+        ("readiness", "the user service does not let this one in: X", "not let this one in", "USERS_TOKEN_FILE"),
         ("readiness", "", "but is not ready", "its log says"),
     ],
 )

@@ -8,6 +8,7 @@ import signal
 
 import grpc
 import grpc.aio
+import pytest
 
 from tests.harness import (
     Action,
@@ -56,6 +57,9 @@ async def test_it_answers_while_it_waits_for_the_schema(databases: Databases, se
     dead = dict.fromkeys(("startup", "balancing", "readiness", "", _USERS), False)
     await _until_reason(service, "waiting for the schema")
     assert await statuses(address, _USERS) == {"liveness": True, **dead}
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await check(address, "nothing")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     for name in dead:
         assert (await _reason(address, name)).endswith("schema is at nothing")
     said = refusal((await asyncio.gather(stub_of(service).CreateUser(create()), return_exceptions=True))[0])
@@ -169,7 +173,7 @@ async def test_loops_of_the_notification_service_that_hang(
 
 async def test_who_hangs_for_long_is_not_alive(users_database: Database, services: Services) -> None:
     """The tailer waits for a lock of the table, then for a backend of Postgres that is stopped."""
-    service = await services.users(users_database, stuck_after=3, **_IMPATIENT).start()
+    service = await services.users(users_database, stuck_after=2, **_IMPATIENT).start()
     async with watching(service.address, "readiness", "liveness") as watched:
         async with await users_database.connect() as connection, connection.transaction():
             await connection.execute("LOCK TABLE user_events IN ACCESS EXCLUSIVE MODE")
@@ -191,7 +195,7 @@ async def test_who_hangs_for_long_is_not_alive(users_database: Database, service
         assert [record["reason"] for record in service.events("not alive")] == ["the loop tailer is stuck"]
         # A pause of the whole process is not held against its loops.
         service.send(signal.SIGSTOP)
-        await asyncio.sleep(5)
+        await asyncio.sleep(4)
         service.send(signal.SIGCONT)
         assert (await stub_of(service).CreateUser(create())).id
         await asyncio.sleep(2.5)

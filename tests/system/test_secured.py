@@ -92,9 +92,11 @@ async def test_without_a_token_nothing_is_followed_and_the_log_says_why(
     callers = Callers(tmp_path / "users.toml")
     callers.add("admin")
     users = await services.users(users_database, callers_file=callers.path).start()
-    notifications = await services.notifications(notifications_database, users).start()
+    notifications = services.notifications(notifications_database, users)
+    await notifications.launch()
     record = await notifications.wait_log("the user service cannot be asked")
     assert record["error"].startswith("UNAUTHENTICATED: no token")
+    await notifications.wait_log("not ready", reason="the user service does not let this one in: UNAUTHENTICATED")
 
     exposed = services.notifications(
         notifications_database, "192.0.2.1:50051", users_token_file=callers.path.with_name("token")

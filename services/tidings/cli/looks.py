@@ -80,6 +80,7 @@ _ADVICE = {
     "stuck": "restart it: its liveness probe should",
     "go round": "something holds it up: look for locks in pg_stat_activity; it goes on by itself, or gets stuck",
     "cannot be followed": "its log says why; `python -m notification_service reset-cursor --help` lets it go on",
+    "let this one in": "give it a token that the user service knows: TIDINGS_NOTIFICATIONS_USERS_TOKEN_FILE",
     "stopping": "wait for its successor",
 }
 _LOG = "its log says what it waits for: its database, the schema, or a loop that died"

@@ -158,7 +158,7 @@ async def _both(users: Users, notifications: Notifications) -> tuple[notificatio
 
 async def _deliveries(notifications: Notifications) -> Finding:
     inbox = await notifications.inbox()
-    counts = f"{inbox.delivered} delivered, {inbox.pending} pending, {inbox.parked} parked"
+    counts = f"{inbox.delivered} delivered, {inbox.pending} pending, {inbox.parked} parked, {inbox.discarded} discarded"
     if inbox.HasField("oldest_pending_time"):
         late = (datetime.now(UTC) - inbox.oldest_pending_time.ToDatetime(tzinfo=UTC)).total_seconds()
         if late > _LONGEST_DUE:

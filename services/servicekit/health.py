@@ -46,6 +46,7 @@ class Health:
         self._ready_names = ("", "readiness", service)
         self._why = dict.fromkeys(("startup", "balancing", *self._ready_names), _STARTING) | {"liveness": ""}
         self._closed = False
+        self._was_ready = False
         self.ended = False
         self._notes = tuple(notes)
         # Replaced and set at each change.
@@ -86,7 +87,9 @@ class Health:
         before = self._why["readiness"]
         if self._set(reason, *self._ready_names):
             if reason:
-                log.warning("not ready", reason=reason)
+                # At the start it is only what is not done yet.
+                (log.warning if self._was_ready else log.info)("not ready", reason=reason)
+            self._was_ready = self._was_ready or not reason
             if bool(reason) != bool(before):
                 log.info("readiness changed", ready=not reason)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psycopg
 import pytest
 
@@ -24,7 +25,7 @@ from notification_service.templates import Templates
 from servicekit import database
 from servicekit.database import Connection
 from tests.notifications.conftest import SENDER, TRACE_PARENT, Events, batch, eventually, write
-from tidings.client import Batch, CursorStore, FeedError
+from tidings.client import ApiError, Batch, CursorStore, FeedError, PositionExpiredError
 from tidings.notifications.v1 import notifications_pb2
 
 LOG_ID = uuid.uuid4()
@@ -293,6 +294,34 @@ async def test_a_replica_takes_over_from_one_that_hangs(
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_replicas_that_are_refused_go_on_once_the_cursor_is_moved(
+    url: str, connection: Connection, composer: Composer, events: Events
+) -> None:
+    feed = Feed([events.created(f"user{number}") for number in range(5)])
+    feed.error = PositionExpiredError(ApiError(grpc.StatusCode.OUT_OF_RANGE, "gone", reason="POSITION_EXPIRED"))
+    await store.read_cursor(connection)
+    subscribers = [subscriber_of(url, composer, feed) for _ in range(2)]
+    tasks = [asyncio.create_task(one.run()) for one in subscribers]
+
+    def refused() -> list[str]:
+        return [one.refused for one in subscribers if one.refused]
+
+    try:
+        await eventually(refused)
+        # The other stands by, until it has to do without the first.
+        assert refused() == ["the user feed cannot be followed: POSITION_EXPIRED"]
+        await connection.execute("SELECT pg_terminate_backend(%s)", (await _leader(connection),))
+        await eventually(lambda: len(refused()) == 2)
+        feed.error = None
+        await connection.execute("UPDATE inbox SET resume_token = 'token-3', position = 3, log_id = %s", (LOG_ID,))
+        await eventually(lambda: _has(connection, 2))
+        await eventually(lambda: not refused())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _has(connection: Connection, notifications: int) -> bool:

@@ -30,6 +30,8 @@ class Run(ServiceProcess):
             "TIDINGS_DEVSTACK_USERS_PORT": str(self.users_port),
             "TIDINGS_DEVSTACK_NOTIFICATIONS_PORT": str(self.notifications_port),
             "TIDINGS_DEVSTACK_SMTP_PORT": str(self.smtp_port),
+            "TIDINGS_DEVSTACK_USERS_METRICS_PORT": str(free_port()),
+            "TIDINGS_DEVSTACK_NOTIFICATIONS_METRICS_PORT": str(free_port()),
         }
         super().__init__("devstack", "run", environment={**ports, **environment})
 
@@ -92,6 +94,8 @@ def _refused(data_dir: Path, **environment: str) -> tuple[int, str]:
         ("TIDINGS_DEVSTACK_USERS_PORT", "user-service"),
         ("TIDINGS_DEVSTACK_NOTIFICATIONS_PORT", "notification-service"),
         ("TIDINGS_DEVSTACK_SMTP_PORT", "mail-catcher"),
+        ("TIDINGS_DEVSTACK_USERS_METRICS_PORT", "user-service"),
+        ("TIDINGS_DEVSTACK_NOTIFICATIONS_METRICS_PORT", "notification-service"),
     ],
 )
 def test_a_taken_port_is_refused_before_anything_starts(short_dir: Path, setting: str, part: str) -> None:

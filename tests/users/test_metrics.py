@@ -30,13 +30,6 @@ def callers(tmp_path: Path) -> Callers:
     return Callers(tmp_path / "callers.toml")
 
 
-async def settled(service: ServiceProcess) -> Scrape:
-    """A scrape after the service has looked at its streams and at the database once more."""
-    looked = 1.5  # its loop looks every second
-    await asyncio.sleep(looked)
-    return await scrape(service)
-
-
 def calls(scraped: Scrape, method: str, code: str) -> float:
     """How many calls of a method ended with a status."""
     return scraped.value(
@@ -72,7 +65,9 @@ async def test_the_numbers_are_those_of_what_was_done(
         with pytest.raises(grpc.aio.AioRpcError):
             await drop(b"")
 
-    scraped = await settled(service)
+    # Streams are looked at every second.
+    await until(lambda: _caught_up(service))
+    scraped = await scrape(service)
     assert calls(scraped, "CreateUser", "OK") == 3
     assert calls(scraped, "CreateUser", "ALREADY_EXISTS") == 1
     assert calls(scraped, "CreateUser", "INVALID_ARGUMENT") == 1
@@ -105,6 +100,10 @@ async def test_the_numbers_are_those_of_what_was_done(
     assert scraped.value("tidings_event_loop_delay_seconds_count") > 0
     bounded(scraped, callers={"crm"})
 
+    stream.cancel()
+    await until(lambda: _has_ended(service, "WatchUsers", "CANCELLED"), what="the end of the stream is counted")
+    await until(lambda: _without(service, "tidings_feed_subscribers"))
+
     # A caller whose time is over while another session holds the feed; one that leaves.
     async with await users_database.connect() as other, other.transaction():
         await other.execute("SELECT * FROM feed FOR UPDATE")
@@ -114,10 +113,6 @@ async def test_the_numbers_are_those_of_what_was_done(
         leaving.cancel()
         await until(lambda: _has_ended(service, "CreateUser", "CANCELLED"))
     assert calls(await scrape(service), "CreateUser", "DEADLINE_EXCEEDED") == 1
-
-    stream.cancel()
-    await until(lambda: _has_ended(service, "WatchUsers", "CANCELLED"), what="the end of the stream is counted")
-    assert not (await settled(service)).has("tidings_feed_subscribers")
     assert await service.stop() == 0
     # What was pushed at the end is the same.
     pushed = {"rpc_method": f"{SERVICE}/CreateUser", "rpc_response_status_code": "OK"}
@@ -209,7 +204,11 @@ async def _behind(service: ServiceProcess, more_than: float = 0) -> Scrape:
 async def _caught_up(service: ServiceProcess) -> bool:
     scraped = await scrape(service)
     names = ("tidings_feed_subscriber_lag_events", "tidings_feed_subscriber_lag_time_seconds")
-    return all(scraped.value(name) == 0 for name in names)
+    return all(scraped.has(name) and scraped.value(name) == 0 for name in names)
+
+
+async def _without(service: ServiceProcess, name: str) -> bool:
+    return not (await scrape(service)).has(name)
 
 
 async def test_the_time_of_what_is_no_longer_in_memory(services: Services, users_database: Database) -> None:

@@ -208,4 +208,7 @@ async def refresh(look: Callable[[], Awaitable[None]], interval: float) -> None:
             await look()
         except psycopg.Error as error:
             log.warning("metrics: the database cannot be asked", error=str(error).strip())
+        except Exception:
+            # Not worth the process.
+            log.exception("metrics: a look failed")
         await asyncio.sleep(max(interval, (loop.time() - began) / _SHARE))

@@ -17,6 +17,7 @@ import pytest
 
 from devstack.parts import ask_health, ask_smtp
 from tests.harness import ServiceProcess, free_port, until
+from tests.harness.metrics import parsed, read_url
 
 
 class Run(ServiceProcess):
@@ -165,6 +166,8 @@ async def test_the_whole_system(run: Run) -> None:
     assert await ask_health(f"127.0.0.1:{run.users_port}") is None
     assert await ask_health(f"127.0.0.1:{run.notifications_port}") is None
     assert await ask_smtp("127.0.0.1", run.smtp_port) is None
+    served = [parsed(await read_url(url)) for line in run.lines for url in re.findall(r"http://\S+/metrics", line)]
+    assert [one.value("tidings_ready") for one in served] == [1, 1]
     first = run.processes()
     assert sorted(first) == ["devstack", "notification_service", "user_service"]
     with psycopg.connect(run.postgres_url(), autocommit=True) as connection:

@@ -50,10 +50,14 @@ def parsed(text: str) -> Scrape:
 async def scrape(process: ServiceProcess) -> Scrape:
     """What a service serves now; it has a metrics address."""
     served = await process.wait_log("metrics are served", pid=process.pid)
-    url = f"http://{served['address']}{served['path']}"
+    return parsed(await read_url(f"http://{served['address']}{served['path']}"))
+
+
+async def read_url(url: str) -> str:
+    """What is served at a URL."""
 
     def get() -> str:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return str(answer.read().decode())
 
-    return parsed(await asyncio.to_thread(get))
+    return await asyncio.to_thread(get)

@@ -70,6 +70,10 @@ $(STAMP): pyproject.toml uv.lock
 	"$$uv" sync --quiet --locked --all-extras $${python:+--python "$$python"}
 	@touch $@
 
+.PHONY: docs-metrics
+docs-metrics: setup ## write the tables of docs/metrics.md from the code
+	@$(BIN)/python -m tools.metrics_table
+
 .PHONY: run
 run: setup ## the whole system in the foreground; Ctrl-C stops it, the data stays in .tidings/
 	@exec $(BIN)/python -m devstack run

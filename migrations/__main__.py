@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from migrations import runner, waiting
+from migrations import metrics, runner, waiting
 from migrations.runner import MigrationError, Target
 from migrations.settings import MigrationSettings, NotificationsDatabase, UsersDatabase, database_url
 from servicekit import logs, settings
@@ -61,13 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MigrationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        metrics.push()
 
 
 def _run(command: str, targets: Sequence[Target], revision: str, configured: MigrationSettings) -> int:
     code = 0
     for target in targets:
         if command == "upgrade":
-            runner.upgrade(target, configured)
+            with metrics.upgrading(target.name):
+                runner.upgrade(target, configured)
         elif command == "downgrade":
             runner.downgrade(target, revision, configured)
         elif command == "wait":

@@ -38,10 +38,14 @@ class Port:
 
 def ports(settings: DevstackSettings) -> tuple[Port, ...]:
     """Every port of the system."""
-    table = {USERS: "users_port", NOTIFICATIONS: "notifications_port", MAIL: "smtp_port"}
-    return tuple(
-        Port(part, getattr(settings, field), variable(DevstackSettings, field)) for part, field in table.items()
+    table = (
+        (USERS, "users_port"),
+        (NOTIFICATIONS, "notifications_port"),
+        (MAIL, "smtp_port"),
+        (USERS, "users_metrics_port"),
+        (NOTIFICATIONS, "notifications_metrics_port"),
     )
+    return tuple(Port(part, getattr(settings, field), variable(DevstackSettings, field)) for part, field in table)
 
 
 def listen_address(host: str, port: int) -> str:
@@ -147,10 +151,12 @@ def service_parts(settings: DevstackSettings, console: Console, server: postgres
     users = {
         "TIDINGS_USERS_DATABASE_URL": urls["TIDINGS_USERS_DATABASE_URL"],
         "TIDINGS_USERS_LISTEN": users_at,
+        "TIDINGS_USERS_METRICS_ADDRESS": listen_address(settings.host, settings.users_metrics_port),
     }
     notifications = {
         "TIDINGS_NOTIFICATIONS_DATABASE_URL": urls["TIDINGS_NOTIFICATIONS_DATABASE_URL"],
         "TIDINGS_NOTIFICATIONS_LISTEN": notifications_at,
+        "TIDINGS_NOTIFICATIONS_METRICS_ADDRESS": listen_address(settings.host, settings.notifications_metrics_port),
         "TIDINGS_NOTIFICATIONS_USERS_ADDRESS": users_at,
         "TIDINGS_NOTIFICATIONS_SMTP_HOST": settings.host,
         "TIDINGS_NOTIFICATIONS_SMTP_PORT": str(settings.smtp_port),

@@ -22,6 +22,10 @@ class DevstackSettings(Settings):
     users_port: int = Field(50051, ge=1, le=65535, description="gRPC port of the user service")
     notifications_port: int = Field(50052, ge=1, le=65535, description="gRPC port of the notification service")
     smtp_port: int = Field(2525, ge=1, le=65535, description="SMTP port of the mail catcher")
+    users_metrics_port: int = Field(9464, ge=1, le=65535, description="port of the user service's metrics")
+    notifications_metrics_port: int = Field(
+        9465, ge=1, le=65535, description="port of the notification service's metrics"
+    )
     stop_time: float = Field(20.0, gt=0, le=600, description="what a part gets to stop before it is killed, seconds")
     late_after: float = Field(10.0, gt=0, description="a part that is not ready after this is said to be late, seconds")
 

@@ -94,11 +94,16 @@ def _welcome(settings: DevstackSettings, server: postgres.Postgres, seconds: flo
     users_at = parts.listen_address(settings.host, settings.users_port)
     notifications_at = parts.listen_address(settings.host, settings.notifications_port)
     smtp_at = parts.listen_address(settings.host, settings.smtp_port)
+    metrics_at = [
+        parts.listen_address(settings.host, port)
+        for port in (settings.users_metrics_port, settings.notifications_metrics_port)
+    ]
     return [
         f"Tidings is ready, {seconds:.1f} s after its start.",
         f"  user service          {users_at}  (gRPC tidings.users.v1.UserService)",
         f"  notification service  {notifications_at}  (gRPC tidings.notifications.v1.NotificationService)",
         f"  mail catcher          {smtp_at}  (SMTP; messages in {settings.mail_dir})",
+        *(f"  metrics               http://{at}/metrics" for at in metrics_at),
         f"  postgres              {server.url(postgres.SUPERUSER, parts.USERS_DATABASE)}",
         "",
         "In another terminal:",

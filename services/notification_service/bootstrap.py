@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 import grpc.aio
 import psycopg
 
-from notification_service import endpoints, reset, rules
+from notification_service import endpoints, metrics, reads, reset, rules
 from notification_service.api import NotificationService
 from notification_service.channels.email import EmailChannel
 from notification_service.channels.webhook import WebhookChannel
@@ -26,6 +26,7 @@ from notification_service.tail import Tail
 from notification_service.templates import Templates
 from notification_service.watch import Streams
 from servicekit import database, guard, rpc, schema, telemetry
+from servicekit import metrics as process
 from servicekit.configfile import InvalidConfigError
 from servicekit.database import Pool
 from servicekit.entrance import open_entrance
@@ -43,6 +44,7 @@ _SERVICE = notifications_pb2.DESCRIPTOR.services_by_name["NotificationService"]
 # One lease per lane, the recorder, and one to spare.
 _DISPATCH_CONNECTIONS = 4
 _GET_FEED_TIMEOUT = 5.0
+_ASK = 10.0  # seconds between looks at the database for the metrics
 # A process that is paused must not hold up who changes parked deliveries elsewhere.
 _QUERY_SESSION: dict[str, str | int] = {"statement_timeout": "10s", "idle_in_transaction_session_timeout": "5s"}
 
@@ -74,7 +76,7 @@ async def serve(settings: NotificationServiceSettings, composer: Composer) -> in
             return 1
         if not await door.unless_stopped(schema.wait(url, NAME, SCHEMA_REVISION, tell=health.wait_for)):
             return 0
-        with telemetry.tracing(NAME):
+        with telemetry.tracing(NAME), process.measuring(NAME, settings.metrics_address, metrics.INSTRUMENTS):
             async with queries, dispatch, users:
                 return await _serve(settings, door, composer, url, queries, dispatch, users)
 
@@ -190,7 +192,21 @@ async def _serve(
         (tail.run(), "tail", settings.poll_interval),
     ):
         background.start(loop, name, every=every)
+    if process.seen():
+        process.read_pools(queries, dispatch)
+        background.start(_measure(queries), "metrics")
     return await rpc.serve(door, background, not_ready=not_ready, drain=drain, grace=settings.grace)
+
+
+async def _measure(pool: Pool) -> None:
+    """A background loop: asks the database for what it alone knows."""
+    deliveries = metrics.Deliveries()
+
+    async def look() -> None:
+        async with pool.connection() as connection:
+            deliveries.found(await reads.standing(connection), await reads.position(connection))
+
+    await process.refresh(look, _ASK)
 
 
 def _lanes(settings: NotificationServiceSettings, composer: Composer) -> dict[str, Lane]:

@@ -16,11 +16,12 @@ import contextlib
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import TypeVar
 
 import psycopg
 
-from notification_service import retries, store, tracing
+from notification_service import metrics, retries, store, tracing
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.domain import Ended, Leased, Result, State
 from notification_service.retries import Policy
@@ -137,6 +138,7 @@ class Dispatcher:
                     await lane.freed.wait()
 
     async def _send(self, lane: _Running, leased: Leased) -> None:
+        began = perf_counter()
         with tracing.attempt(leased) as attempt:
             message = Message(
                 target=leased.target,
@@ -155,6 +157,7 @@ class Dispatcher:
                 log.exception("a channel failed unexpectedly", channel=lane.name, delivery_id=str(leased.id))
                 outcome = Outcome(Result.FAILED, detail=f"internal error: {type(error).__name__}")
             attempt.ended(outcome)
+        metrics.attempted(lane.name, outcome.result, began, leased.event_id)
         ended = retries.decide(self._policy, leased, outcome)
         if ended.state is State.PARKED:
             log.warning(

@@ -98,6 +98,7 @@ class Leased:
     create_time: datetime
     trace_parent: str
     trace_state: str
+    event_id: uuid.UUID
     tries_before: int = 0
 
     @property

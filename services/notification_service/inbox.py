@@ -15,7 +15,7 @@ from datetime import UTC
 
 import psycopg
 
-from notification_service import store, tracing
+from notification_service import metrics, store, tracing
 from notification_service.compose import Composer
 from notification_service.domain import Cursor, Notification
 from servicekit.database import Connection
@@ -39,7 +39,7 @@ class Inbox:
 
     async def store(self, connection: Connection, cursor: Cursor, batch: Batch) -> Cursor:
         """Processes a batch that follows `cursor`; returns the cursor after it. Raises CursorMovedError."""
-        with tracing.processing(batch.events) as origins:
+        with metrics.processing(cursor.position, batch), tracing.processing(batch.events) as origins:
             composed = await self._compose(batch.events, origins)
             try:
                 with tracing.storing(origins, len(batch.events)):

@@ -26,6 +26,7 @@ from sqlalchemy import (
     bindparam,
     func,
     literal_column,
+    or_,
     select,
 )
 from sqlalchemy.dialects.postgresql import aggregate_order_by
@@ -152,6 +153,20 @@ _INBOX = sql(
         .scalar_subquery(),
     )
 )
+
+
+_is_pending = _delivery.state == _PENDING
+_STANDING = sql(
+    select(
+        _delivery.channel,
+        func.count().filter(_is_pending),
+        func.count().filter(_delivery.state == _PARKED),
+        func.extract("epoch", func.now() - func.min(_delivery.create_time).filter(_is_pending)),
+    )
+    .where(or_(_is_pending, _delivery.state == _PARKED))
+    .group_by(_delivery.channel)
+)
+_POSITION = sql(select(inbox.c.position))
 
 
 def _stamp(value: datetime | None) -> Timestamp | None:
@@ -283,3 +298,17 @@ async def inbox_state(connection: Connection) -> notifications_pb2.Inbox:
         discarded=discarded,
         oldest_pending_time=_stamp(oldest),
     )
+
+
+async def standing(connection: Connection) -> list[tuple[str, int, int, float | None]]:
+    """Of each channel that has any: how many deliveries are pending, how many parked, and how old the oldest pending
+    one is, in seconds.
+    """
+    rows = await (await connection.execute(_STANDING)).fetchall()
+    return [(channel, pending, parked, None if age is None else float(age)) for channel, pending, parked, age in rows]
+
+
+async def position(connection: Connection) -> int:
+    """How far the feed is processed."""
+    row = await (await connection.execute(_POSITION)).fetchone()
+    return int(row[0]) if row else 0

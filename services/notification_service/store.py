@@ -288,6 +288,7 @@ _leased = (
         deliveries.c.create_time,
         deliveries.c.trace_parent,
         deliveries.c.trace_state,
+        deliveries.c.event_id,
         deliveries.c.tries_before,
         deliveries.c.position,
     )
@@ -309,6 +310,7 @@ _LEASE = sql(
         _leased.c.create_time,
         _leased.c.trace_parent,
         _leased.c.trace_state,
+        _leased.c.event_id,
         _leased.c.tries_before,
     )
     .join(contents, contents.c.delivery_id == _leased.c.id)

@@ -19,7 +19,7 @@ from dataclasses import replace
 import grpc.aio
 import psycopg
 
-from notification_service import store
+from notification_service import metrics, store
 from notification_service.domain import Cursor
 from notification_service.inbox import CursorMovedError, Inbox
 from servicekit import database, logs, tasks
@@ -176,6 +176,7 @@ class Subscriber:
             tasks.beat()
             if self.refused:
                 await self._was_moved(connection, cursor)
+            metrics.stands_by()
             if await store.silence(connection) > self._patience:
                 log.warning("taking over: the replica that subscribes has stored nothing for long")
                 return

@@ -7,6 +7,7 @@ The guard sits on the handler and not in an interceptor, for an interceptor cost
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from time import perf_counter
 from typing import Any, Protocol
 
 import grpc
@@ -15,11 +16,14 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from servicekit import logs, telemetry, tracing
+from servicekit import logs, metrics, telemetry, tracing
 from servicekit.callers import Call, Source, admit
 from servicekit.errors import DOMAIN, ServiceError
 
 log = logs.get(__name__)
+
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+_CLOSE = 0.05  # seconds before a deadline
 
 
 def _packed(detail: Any) -> any_pb2.Any:
@@ -55,6 +59,17 @@ def _unexpected(method: str, error: Exception) -> ServiceError:
     return ServiceError("internal error; the server's log says more")
 
 
+def _code(error: BaseException, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """The status of a call that an error ended which is none of ours."""
+    if isinstance(error, grpc.aio.BaseError):
+        return _CODES.get(context.code(), "UNKNOWN")  # type: ignore[call-overload,no-any-return] # a number, or a code
+    if isinstance(error, Exception):
+        return "INTERNAL"
+    # The caller has gone, or its time is over, which it may have noticed before.
+    left = context.time_remaining()
+    return "CANCELLED" if left is None or left > _CLOSE else "DEADLINE_EXCEEDED"
+
+
 def _guard_unary(source: Source, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     async def admitted(request: Any, call: Call) -> Any:
         try:
@@ -68,19 +83,32 @@ def _guard_unary(source: Source, method: str, behaviour: Callable[..., Awaitable
 
     answer = tracing.traced(method, admitted) if telemetry.enabled() else admitted
 
+    ended = metrics.calls_of(method)
+
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        began, code = perf_counter(), "OK"
         try:
             return await answer(request, Call(context))
         except ServiceError as error:
+            code = error.code
             await _abort(context, error)
+        except BaseException as error:
+            code = _code(error, context)
+            raise
+        finally:
+            ended(code, began)
 
     return guarded
 
 
 def _guard_stream(source: Source, method: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+    ended = metrics.calls_of(method)
+
     # grpc.aio dispatches by isasyncgenfunction, so the guard is an async generator function itself.
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         telemetry.suppress()
+        began, code = perf_counter(), "OK"
+        metrics.stream_began(method)
         try:
             call = Call(context)
             admit(source, method, call)
@@ -88,11 +116,16 @@ def _guard_stream(source: Source, method: str, behaviour: Callable[..., AsyncIte
             async for message in behaviour(request, call):
                 yield message
         except ServiceError as error:
+            code = error.code
             await _abort(context, error)
-        except grpc.aio.BaseError:
-            raise
-        except Exception as error:
+        except BaseException as error:
+            code = _code(error, context)
+            if isinstance(error, grpc.aio.BaseError) or not isinstance(error, Exception):
+                raise
             await _abort(context, _unexpected(method, error))
+        finally:
+            metrics.stream_began(method, -1)
+            ended(code, began)
 
     return guarded
 

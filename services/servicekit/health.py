@@ -60,6 +60,11 @@ class Health:
         """Why a name is not SERVING; empty if it is, None if there is no such name."""
         return self._why.get(name)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether callers should be sent here."""
+        return not self._why["readiness"]
+
     async def changed(self) -> None:
         """Returns at the next change."""
         await self._changed.wait()

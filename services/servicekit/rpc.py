@@ -24,7 +24,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import aio as reflection
 from grpc_status import rpc_status
 
-from servicekit import guard, logs
+from servicekit import guard, logs, metrics
 from servicekit.addresses import is_loopback
 from servicekit.callers import Call, anyone
 from servicekit.entrance import Entrance
@@ -213,6 +213,9 @@ async def serve(
     door.closed.is_open = True
     health.started()
     background.start(health.follow(not_ready, background), "readiness")
+    metrics.read_process(lambda: background.running, lambda: health.is_ready)
+    if metrics.seen():
+        background.start(metrics.measure_loop(), "event-loop")
     for mounted in entrance.followed:
         background.start(mounted.follow(), mounted.name)
     log.info("serving", **door.bound, tls=entrance.credentials is not None, tokens=entrance.source is not anyone)

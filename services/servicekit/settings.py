@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BeforeValidator, DirectoryPath, Field, FilePath, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    DirectoryPath,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from servicekit.addresses import is_loopback
@@ -18,6 +28,9 @@ from servicekit.addresses import is_loopback
 _EMPTY_IS_UNSET = BeforeValidator(lambda value: None if value == "" else value)
 OptionalFile = Annotated[FilePath | None, _EMPTY_IS_UNSET]
 OptionalDirectory = Annotated[DirectoryPath | None, _EMPTY_IS_UNSET]
+
+_HOST_AND_PORT = re.compile(r"(?:\[[^\[\]]+\]|[^:\[\]]+):(\d{1,5})")
+_LARGEST_PORT = 65535
 
 
 class Settings(BaseSettings):
@@ -59,6 +72,17 @@ class ServerSettings(Settings):
     health_listen: str = Field(
         "", description="another address that serves health alone, without TLS, for probes; none if empty"
     )
+    metrics_address: str = Field(
+        "", description="host:port to serve metrics at for Prometheus, in the clear, to everybody; none if empty"
+    )
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _is_host_and_port(cls, value: str) -> str:
+        match = _HOST_AND_PORT.fullmatch(value)
+        if value and (match is None or int(match[1]) > _LARGEST_PORT):
+            raise ValueError("must be host:port, such as 127.0.0.1:9464 or [::]:9464, or empty")
+        return value
 
     reflection: bool = Field(True, description="serve gRPC reflection, to callers that may call it")
     channelz: bool = Field(False, description="serve gRPC channelz: connections and their counters, to such callers")

@@ -70,6 +70,8 @@ class Background:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._beats: list[_Beat] = []
         self._stopping = False
+        # Whether each loop runs, by its name.
+        self.running: dict[str, bool] = {}
         self.failed = asyncio.Event()
         self.failure: str | None = None
 
@@ -80,11 +82,13 @@ class Background:
             self._beats.append(made)
         task = asyncio.create_task(_begun(loop, made), name=name)
         self._tasks.add(task)
+        self.running[name] = True
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self.running[task.get_name()] = False
         if self._stopping:
             return
         error = None if task.cancelled() else task.exception()

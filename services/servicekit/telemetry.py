@@ -9,6 +9,7 @@ trace of the call that made it, whether or not this process exports spans.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import uuid
@@ -46,6 +47,7 @@ def exporter_name() -> str:
     return os.environ.get("OTEL_TRACES_EXPORTER") or ("otlp" if endpoint else "none")
 
 
+@functools.cache
 def resource(service: str) -> Resource:
     """What this process says of itself; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say it better."""
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource

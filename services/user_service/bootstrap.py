@@ -6,15 +6,17 @@ import asyncio
 from datetime import timedelta
 
 from servicekit import database, guard, logs, rpc, schema, telemetry
+from servicekit import metrics as process
 from servicekit.database import Pool
 from servicekit.entrance import open_entrance
 from servicekit.health import Health
 from servicekit.rpc import Door
 from servicekit.tasks import Background
 from tidings.users.v1 import users_pb2, users_pb2_grpc
-from user_service import janitor, reads, retention, sealer
+from user_service import janitor, metrics, reads, retention, sealer
 from user_service.api import RAW_RESPONSES, UserService
 from user_service.imports import Imports
+from user_service.lag import Lag
 from user_service.messages import Messages
 from user_service.settings import UserServiceSettings
 from user_service.tables import SCHEMA_REVISION
@@ -34,6 +36,7 @@ _HISTORY_SESSION: dict[str, str | int] = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
 }
+_ASK = 10.0  # seconds between looks at the database for the metrics
 _SERVICE = users_pb2.DESCRIPTOR.services_by_name["UserService"]
 
 
@@ -49,7 +52,7 @@ async def serve(settings: UserServiceSettings) -> int:
             return 1
         if not await door.unless_stopped(schema.wait(url, NAME, SCHEMA_REVISION, tell=health.wait_for)):
             return 0
-        with telemetry.tracing(NAME):
+        with telemetry.tracing(NAME), process.measuring(NAME, settings.metrics_address, metrics.INSTRUMENTS):
             async with queries, history:
                 return await _serve(settings, door, url, queries, history)
 
@@ -79,11 +82,13 @@ async def _serve(settings: UserServiceSettings, door: Door, url: str, queries: P
         deleted_kept=settings.deleted_kept,
         unknown_outcome_wait=settings.unknown_outcome_wait,
     )
+    lag = Lag(queries, window)
     streams = Streams(
         queries,
         window,
         messages,
         Turns(callers_wait),
+        lag,
         state,
         max_streams=settings.max_streams,
         max_streams_per_caller=settings.max_streams_per_caller,
@@ -132,6 +137,10 @@ async def _serve(settings: UserServiceSettings, door: Door, url: str, queries: P
         (janitor.run(queries, settings.answers_kept), "janitor", janitor.INTERVAL),
     ):
         background.start(loop, name, every=every)
+    if process.seen():
+        _measure(window, writer, queries, history)
+        background.start(lag.follow(), "lag")
+        background.start(process.refresh(lag.ask, _ASK), "metrics")
     return await rpc.serve(
         door,
         background,
@@ -140,6 +149,15 @@ async def _serve(settings: UserServiceSettings, door: Door, url: str, queries: P
         grace=settings.grace,
         finish=lambda: writer.close(settings.unknown_outcome_wait),
     )
+
+
+def _measure(window: Window, writer: Writer, *pools: Pool) -> None:
+    """Has looked at what is now."""
+    process.read_pools(*pools)
+    metrics.QUEUE.read = lambda: [((lane,), items) for lane, items in writer.waiting.items()]
+    metrics.HEAD.read_one(lambda: window.head)
+    metrics.WINDOW_EVENTS.read_one(lambda: window.head + 1 - window.first)
+    metrics.WINDOW_BYTES.read_one(lambda: window.bytes)
 
 
 def _rules(settings: UserServiceSettings) -> sealer.Rules:

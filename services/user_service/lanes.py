@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from servicekit.errors import ServiceError
-from user_service import tracing
+from user_service import metrics, tracing
 from user_service.domain import Unit
 
 # What became of an item: its serialized answer, or why it was refused (only if its unit is independent).
@@ -55,7 +55,8 @@ def waiting(unit: Unit, since: float | None = None) -> Waiting:
 class Lane:
     """A queue. `limit` is how many items a batch has at most, except that one unit is always taken whole."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, name: str, limit: int) -> None:
+        self.name = name
         self.limit = limit
         # Items of the units that wait.
         self.items = 0
@@ -109,4 +110,6 @@ class Lane:
             if first.exclusive:
                 break
         self._queue.extendleft(reversed(later))
+        if batch:
+            metrics.taken(self.name, items, asyncio.get_running_loop().time() - batch[0].since)
         return batch

@@ -46,7 +46,8 @@ class BrokenLogError(Exception):
 
 class Message(NamedTuple):
     """A finished message: `data` is its elements, `body` bytes, and a tail that goes from `previous_position` to
-    `position`, with its token ("" inside an atomic group). `scanned` is where the next one begins.
+    `position`, with its token ("" inside an atomic group). `scanned` is where the next one begins. It has so many
+    `events`; `newest` is when the last was committed, in seconds since 1970, and 0 if that is long ago.
 
     Without `data` nothing was selected; `position` then is where the token stands, if there is one.
     """
@@ -57,6 +58,8 @@ class Message(NamedTuple):
     position: int
     token: str
     scanned: int
+    events: int
+    newest: float
 
     def following(self, sent: int) -> bytes:
         """Its bytes for a stream whose last message went to `sent`."""
@@ -178,7 +181,8 @@ class Messages:
             return []
         token = self._token(page.position, page.event_id, tokens.EVERYTHING) if page.group_end else ""
         data = page.elements + events.tail(token, page.after, page.position)
-        return [Message(data, len(page.elements), page.after, page.position, token, page.position)]
+        count = page.position - page.after
+        return [Message(data, len(page.elements), page.after, page.position, token, page.position, count, 0.0)]
 
     def _build(self, key: _Key, selection: Selection, entries: list[Entry]) -> Iterator[Message]:
         """Cuts the entries after `key.after` into messages, one at least; the last has scanned them all."""
@@ -197,7 +201,8 @@ class Messages:
                 tail = events.tail(token, previous, rest.position)
                 data = b"".join([*elements, tail])
                 body = len(data) - len(tail)
-            yield Message(data, body, previous, rest.position, token, scanned)
+            newest = part[-1].commit_time.timestamp() if part else 0.0
+            yield Message(data, body, previous, rest.position, token, scanned, len(part), newest)
             previous = rest.position
 
     def _token(self, position: int, event_id: bytes, selection: bytes) -> str:

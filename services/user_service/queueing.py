@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterator
 
 from servicekit.tasks import wake
+from user_service import metrics
 from user_service.domain import Unit
 from user_service.lanes import Lane, Outcome, Waiting
 
@@ -28,8 +29,8 @@ class Queue:
 
     def __init__(self, batch_limit: int, linger: float) -> None:
         """`linger` is how long a batch waits for more calls at most, in seconds."""
-        self.calls = Lane(batch_limit)
-        self.imports = Lane(_IMPORT_LIMIT)
+        self.calls = Lane(metrics.CALLS, batch_limit)
+        self.imports = Lane(metrics.IMPORTS, _IMPORT_LIMIT)
         # Set while nobody waits for a commit.
         self.idle = asyncio.Event()
         self.idle.set()

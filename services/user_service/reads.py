@@ -126,6 +126,20 @@ _READ_IDENTITY = sql(
         ),
     )
 )
+_asked = func.unnest(bindparam("positions", type_=ARRAY(BigInteger))).column_valued("asked")
+_READ_TIMES = sql(
+    select(
+        _asked,
+        func.coalesce(
+            select(user_events.c.commit_time).where(user_events.c.position == _asked).scalar_subquery(),
+            select(segments.c.first_time)
+            .where(segments.c.first_position <= _asked, segments.c.last_position >= _asked)
+            .order_by(segments.c.first_position.desc())
+            .limit(literal_column("1"))
+            .scalar_subquery(),
+        ),
+    )
+)
 _READ_FEED = sql(
     select(feed.c.log_id, feed.c.earliest_position, feed.c.head_position, feed.c.head_time, feed.c.edge_time)
 )
@@ -309,3 +323,11 @@ async def feed_state(connection: Connection) -> FeedState:
     if row is None:
         raise LookupError("the feed's row is missing: the schema is not complete")
     return FeedState(*row)
+
+
+async def commit_times(connection: Connection, positions: Sequence[int]) -> dict[int, float]:
+    """When events were committed, in seconds since 1970; of one in a segment, when the segment's first was. Of those
+    that are not retained nothing is said.
+    """
+    cursor = await connection.execute(_READ_TIMES, {"positions": arrays.bigints(positions)}, binary=True)
+    return {position: time.timestamp() for position, time in await cursor.fetchall() if time is not None}

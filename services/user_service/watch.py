@@ -25,7 +25,8 @@ from servicekit.database import Connection, Pool
 from servicekit.errors import ServiceError
 from servicekit.streams import Life
 from tidings.users.v1 import users_pb2
-from user_service import errors, reads, snapshot, tokens
+from user_service import errors, metrics, reads, snapshot, tokens
+from user_service.lag import Lag
 from user_service.messages import BrokenLogError, Messages
 from user_service.reads import FeedState
 from user_service.track import Track
@@ -58,6 +59,7 @@ class Streams:
         window: Window,
         messages: Messages,
         turns: Turns,
+        lag: Lag,
         state: FeedState,
         *,
         max_streams: int,
@@ -70,6 +72,7 @@ class Streams:
         self._messages = messages
         self._log_id = state.log_id
         self._turns = turns
+        self._lag = lag
         self._life = Life(
             limit=max_streams,
             limit_per_caller=max_streams_per_caller,
@@ -89,12 +92,13 @@ class Streams:
             start = await self._start(request)
             token = start.token
             track = Track(request.bookmark_interval, token.position, tokens.encode(token), token.position)
-            yield self._bookmark(track)
-            if token.snapshot is not None:
-                async for message in self._snapshot(token, token.snapshot, request, track, old):
+            with self._lag.of(caller, track):
+                yield self._bookmark(track)
+                if token.snapshot is not None:
+                    async for message in self._snapshot(token, token.snapshot, request, track, old):
+                        yield message
+                async for message in self._events(request, start.head, track, old):
                     yield message
-            async for message in self._events(request, start.head, track, old):
-                yield message
 
     async def _snapshot(
         self, token: tokens.ResumeToken, inside: tokens.InSnapshot, request: WatchRequest, track: Track, old: float
@@ -108,6 +112,7 @@ class Streams:
             async for part in parts:
                 track.token = tokens.encode(replace(token, snapshot=replace(inside, last=part.last)))
                 if part.elements:
+                    metrics.sent(len(part.elements))
                     yield b"".join((*part.elements, track.mark()))
                 elif track.is_due:
                     yield self._bookmark(track)
@@ -146,6 +151,7 @@ class Streams:
                 scanned = message.scanned
                 data = track.take(message)
                 if data:
+                    metrics.sent(message.events, message.newest if live else 0.0)
                     yield data
                 elif (inside_group and not track.inside_group) or track.is_due:
                     yield self._bookmark(track)

@@ -25,7 +25,7 @@ import psycopg
 from servicekit import database, flush, logs, tasks
 from servicekit.database import Connection
 from servicekit.errors import ServiceError
-from user_service import errors, lanes, planning, reads, store, tracing
+from user_service import errors, lanes, metrics, planning, reads, store, tracing
 from user_service.domain import Unit
 from user_service.events import Entry
 from user_service.lanes import Outcome, Waiting
@@ -113,6 +113,11 @@ class Writer:
     def import_limit(self) -> int:
         """How many items an import should ask for at once: fewer while calls are about."""
         return self._queue.imports.limit
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """How many items wait, by lane."""
+        return {lane.name: lane.items for lane in (self._queue.calls, self._queue.imports)}
 
     @property
     def is_idle(self) -> bool:
@@ -220,7 +225,8 @@ class Writer:
             # Tables grow faster than autovacuum looks at them: plan anew each time their growth may have doubled.
             await store.forget_plans(connection)
         waits = [waiting.wait for waiting in batch if waiting.wait is not None]
-        with tracing.committing(len(batch), waits) as commit:
+        lane = metrics.IMPORTS if batch[0].unit.independent else metrics.CALLS
+        with tracing.committing(len(batch), waits) as commit, metrics.committing(lane) as measured:
             with commit.flush("lock and read"):
                 locked, known = await store.begin(connection, planning.lookups(batch))
             plan = planning.plan(batch, locked, known, self._deleted_kept)
@@ -232,6 +238,7 @@ class Writer:
                 commit.ended(len(plan.entries), locked.head + len(plan.entries))
             else:
                 await store.roll_back(connection)
+                measured.outcome = "refused"
         for waiting, outcomes in plan.outcomes:
             waiting.answer(outcomes)
 

@@ -17,6 +17,7 @@ import pytest
 
 from devstack.parts import ask_health, ask_smtp
 from tests.harness import ServiceProcess, free_port, until
+from tests.harness.metrics import parsed, read_url
 
 
 class Run(ServiceProcess):
@@ -30,6 +31,8 @@ class Run(ServiceProcess):
             "TIDINGS_DEVSTACK_USERS_PORT": str(self.users_port),
             "TIDINGS_DEVSTACK_NOTIFICATIONS_PORT": str(self.notifications_port),
             "TIDINGS_DEVSTACK_SMTP_PORT": str(self.smtp_port),
+            "TIDINGS_DEVSTACK_USERS_METRICS_PORT": str(free_port()),
+            "TIDINGS_DEVSTACK_NOTIFICATIONS_METRICS_PORT": str(free_port()),
         }
         super().__init__("devstack", "run", environment={**ports, **environment})
 
@@ -92,6 +95,8 @@ def _refused(data_dir: Path, **environment: str) -> tuple[int, str]:
         ("TIDINGS_DEVSTACK_USERS_PORT", "user-service"),
         ("TIDINGS_DEVSTACK_NOTIFICATIONS_PORT", "notification-service"),
         ("TIDINGS_DEVSTACK_SMTP_PORT", "mail-catcher"),
+        ("TIDINGS_DEVSTACK_USERS_METRICS_PORT", "user-service"),
+        ("TIDINGS_DEVSTACK_NOTIFICATIONS_METRICS_PORT", "notification-service"),
     ],
 )
 def test_a_taken_port_is_refused_before_anything_starts(short_dir: Path, setting: str, part: str) -> None:
@@ -161,6 +166,8 @@ async def test_the_whole_system(run: Run) -> None:
     assert await ask_health(f"127.0.0.1:{run.users_port}") is None
     assert await ask_health(f"127.0.0.1:{run.notifications_port}") is None
     assert await ask_smtp("127.0.0.1", run.smtp_port) is None
+    served = [parsed(await read_url(url)) for line in run.lines for url in re.findall(r"http://\S+/metrics", line)]
+    assert [one.value("tidings_ready") for one in served] == [1, 1]
     first = run.processes()
     assert sorted(first) == ["devstack", "notification_service", "user_service"]
     with psycopg.connect(run.postgres_url(), autocommit=True) as connection:

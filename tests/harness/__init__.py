@@ -5,6 +5,7 @@ Everything here is started for real and ends with the test that asked for it, al
 
 from tests.harness.collector import Collector
 from tests.harness.mail import MailCatcher
+from tests.harness.metrics import Scrape, scrape
 from tests.harness.postgres import Database, Databases, PostgresServer, migrate
 from tests.harness.process import ServiceProcess, free_port, until
 from tests.harness.proxy import Action, Fault, PostgresProxy, is_commit, sql_contains
@@ -24,11 +25,13 @@ __all__ = [
     "Message",
     "PostgresProxy",
     "PostgresServer",
+    "Scrape",
     "ServiceProcess",
     "Services",
     "free_port",
     "is_commit",
     "migrate",
+    "scrape",
     "sql_contains",
     "until",
 ]

@@ -130,7 +130,11 @@ async def test_the_whole_of_it_runs(cluster: Cluster, services: Services, mail_c
         code, output = await _run(container["args"], cluster.environment(pod, container) | short)
         assert code == 0, output
 
-    here = {"TIDINGS_USERS_HEALTH_LISTEN": "127.0.0.1:0", "TIDINGS_USERS_LISTEN": "[::]:0"}
+    here = {
+        "TIDINGS_USERS_HEALTH_LISTEN": "127.0.0.1:0",
+        "TIDINGS_USERS_LISTEN": "[::]:0",
+        "TIDINGS_USERS_METRICS_ADDRESS": "127.0.0.1:0",
+    }
     [container] = users.spec["containers"]
     user_service = await services.process(
         *container["args"],
@@ -148,6 +152,7 @@ async def test_the_whole_of_it_runs(cluster: Cluster, services: Services, mail_c
         | {
             "TIDINGS_NOTIFICATIONS_HEALTH_LISTEN": "127.0.0.1:0",
             "TIDINGS_NOTIFICATIONS_LISTEN": "[::]:0",
+            "TIDINGS_NOTIFICATIONS_METRICS_ADDRESS": "127.0.0.1:0",
             "TIDINGS_NOTIFICATIONS_USERS_ADDRESS": f"dns:///localhost:{_port(user_service.address)}",
             "TIDINGS_NOTIFICATIONS_SMTP_HOST": "127.0.0.1",
             "TIDINGS_NOTIFICATIONS_SMTP_PORT": str(mail_catcher.port),

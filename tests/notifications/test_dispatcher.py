@@ -317,7 +317,7 @@ async def test_a_database_that_goes_away_costs_no_outcome(
 
 
 def _decide(outcome: Outcome, number: int = 1) -> Ended:
-    leased = Leased(uuid.uuid4(), number, EMAIL, "a@b", "k", b"", None, "", "")
+    leased = Leased(uuid.uuid4(), number, EMAIL, "a@b", "k", b"", None, "", "", uuid.uuid4())
     return decide(Policy(tries=8, base=2.0, factor=4.0, cap=3600.0), leased, outcome)
 
 

@@ -1,0 +1,184 @@
+"""What the notification service measures: how far it is in the feed, and how its deliveries go."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from notification_service.domain import EMAIL, WEBHOOK, Result
+from servicekit.instruments import LONG_SECONDS, Counter, Gauge, Histogram, Instrument
+from tidings.client import Batch
+from tidings.users.v1 import users_pb2
+
+# Those that something leaves by.
+CHANNELS = (EMAIL, WEBHOOK)
+_CHANNEL = "tidings.channel"
+_TIMED = 7  # the version of UUIDs that begin with a time
+
+CONSUMED = Counter(
+    "messaging.client.consumed.messages",
+    "{message}",
+    "Events processed: what became of them is stored.",
+    "messaging.destination.name",
+)
+PROCESS = Histogram("messaging.process.duration", "s", "Batches of events, from their receipt until they are stored.")
+COMMIT_TO_PROCESSED = Histogram(
+    "tidings.feed.commit_to_processed",
+    "s",
+    "For each event: from its commit to when what became of it was stored.",
+    bounds=LONG_SECONDS,
+)
+POSITION = Gauge(
+    "tidings.inbox.position",
+    "{position}",
+    "The newest position that is processed. A replica that stands by knows it as of 10 s ago at most.",
+)
+LAG_EVENTS = Gauge(
+    "tidings.inbox.lag.events",
+    "{event}",
+    "Events between the feed's head, as it was last told, and what is processed. Of the replica that follows the feed.",
+)
+LAG_TIME = Gauge(
+    "tidings.inbox.lag.time",
+    "s",
+    "The age of the first event that was received and is not processed; while none is received but the head is ahead, "
+    "the age of the last that is processed; else 0. Of the replica that follows the feed.",
+)
+ATTEMPTS = Counter(
+    "tidings.delivery.attempts",
+    "{attempt}",
+    "Attempts to deliver: `succeeded`, `failed` (to be tried again), `refused` (for good).",
+    _CHANNEL,
+    "tidings.outcome",
+)
+DURATION = Histogram("tidings.delivery.duration", "s", "Attempts to deliver, whatever came of them.", _CHANNEL)
+COMMIT_TO_DELIVERED = Histogram(
+    "tidings.delivery.commit_to_delivered",
+    "s",
+    "For each delivery that succeeded: from the commit of its event, by the time in the event's id, to the answer.",
+    _CHANNEL,
+    bounds=LONG_SECONDS,
+)
+PENDING = Gauge("tidings.deliveries.pending", "{delivery}", "Deliveries not done, as of 10 s ago at most.", _CHANNEL)
+PARKED = Gauge("tidings.deliveries.parked", "{delivery}", "Parked deliveries, as of 10 s ago at most.", _CHANNEL)
+OLDEST_PENDING_AGE = Gauge(
+    "tidings.deliveries.oldest_pending_age", "s", "The age of the oldest delivery that is not done, or 0.", _CHANNEL
+)
+
+INSTRUMENTS: tuple[Instrument, ...] = (
+    CONSUMED,
+    PROCESS,
+    COMMIT_TO_PROCESSED,
+    POSITION,
+    LAG_EVENTS,
+    LAG_TIME,
+    ATTEMPTS,
+    DURATION,
+    COMMIT_TO_DELIVERED,
+    PENDING,
+    PARKED,
+    OLDEST_PENDING_AGE,
+)
+
+_consumed = CONSUMED.of("user_events")
+_process = PROCESS.of()
+_commit_to_processed = COMMIT_TO_PROCESSED.of()
+
+
+class _Place:
+    """How far this process knows the inbox to be. The head and the times are None while it does not follow the feed;
+    times are in seconds since 1970.
+    """
+
+    def __init__(self) -> None:
+        self.position: int | None = None
+        self.head: int | None = None
+        # The commit time of the first event in hand, and of the last that is processed.
+        self.in_hand: float | None = None
+        self.last: float | None = None
+
+    def lag_events(self) -> int | None:
+        """See LAG_EVENTS."""
+        head, position = self.head, self.position
+        return None if head is None or position is None else max(head - position, 0)
+
+    def lag_time(self) -> float | None:
+        """See LAG_TIME."""
+        behind, since = self.lag_events(), self.in_hand or self.last
+        if behind == 0:
+            return 0.0
+        return None if behind is None or since is None else max(time.time() - since, 0.0)
+
+
+_place = _Place()
+POSITION.read_one(lambda: _place.position)
+LAG_EVENTS.read_one(_place.lag_events)
+LAG_TIME.read_one(_place.lag_time)
+
+
+@contextmanager
+def processing(position: int, batch: Batch) -> Iterator[None]:
+    """Measures a batch that follows a position. One that fails stays in hand: its events are still to be processed."""
+    times = [_committed(event) for event in batch.events]
+    _place.position, _place.head = position, max(batch.head_position, batch.position)
+    _place.in_hand = times[0] if times else None
+    began = time.perf_counter()
+    yield
+    now = time.time()
+    if times:
+        _process.record(time.perf_counter() - began)
+    _consumed.add(len(times))
+    for committed in times:
+        # The clock of the feed's database may be a little ahead of ours.
+        _commit_to_processed.record(max(now - committed, 0.0))
+    _place.position, _place.in_hand, _place.last = batch.position, None, times[-1] if times else _place.last
+
+
+def _committed(event: users_pb2.UserEvent) -> float:
+    stamp = event.commit_time
+    return stamp.seconds + stamp.nanos / 1e9
+
+
+def stands_by() -> None:
+    """This process does not follow the feed any more."""
+    _place.head = _place.in_hand = _place.last = None
+
+
+def attempted(channel: str, result: Result, began: float, event_id: uuid.UUID) -> None:
+    """An attempt to deliver what became of an event, begun at a time of `time.perf_counter`, has ended."""
+    ATTEMPTS.of(channel, result.name.lower()).add(1)
+    DURATION.of(channel).record(time.perf_counter() - began)
+    # The id of an event is drawn a moment before its commit: a UUIDv7, which begins with milliseconds.
+    if result is Result.SUCCEEDED and event_id.version == _TIMED:
+        COMMIT_TO_DELIVERED.of(channel).record(max(time.time() - (event_id.int >> 80) / 1000, 0.0))
+
+
+class Deliveries:
+    """How deliveries stand, as the database was last asked."""
+
+    def __init__(self) -> None:
+        # By channel: how many are pending, how many parked, and since when the oldest waits, by `time.monotonic`.
+        self._found: dict[str, tuple[int, int, float | None]] = {}
+        # From the start on: the first of its kind is a rise, too.
+        for channel in CHANNELS:
+            for result in (Result.SUCCEEDED, Result.FAILED, Result.REFUSED):
+                ATTEMPTS.of(channel, result.name.lower())
+        PENDING.read = lambda: [((channel,), pending) for channel, (pending, _, _) in self._found.items()]
+        PARKED.read = lambda: [((channel,), parked) for channel, (_, parked, _) in self._found.items()]
+        OLDEST_PENDING_AGE.read = lambda: [
+            ((channel,), 0.0 if since is None else time.monotonic() - since)
+            for channel, (_, _, since) in self._found.items()
+        ]
+
+    def found(self, standing: Sequence[tuple[str, int, int, float | None]], position: int) -> None:
+        """Takes `(channel, pending, parked, age of the oldest pending in seconds)`, and the position of the inbox."""
+        now = time.monotonic()
+        found: dict[str, tuple[int, int, float | None]] = dict.fromkeys(CHANNELS, (0, 0, None))
+        for channel, pending, parked, age in standing:
+            if channel in found:
+                found[channel] = (pending, parked, None if age is None else now - age)
+        self._found = found
+        if _place.head is None:
+            _place.position = position

@@ -39,6 +39,7 @@ _PASSWORDS = (
     "postgres-users",
     "postgres-notifications-owner",
     "postgres-notifications",
+    "postgres-monitor",
 )
 
 

@@ -14,6 +14,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 TRACES = "trace-receiver"
 _OTLP_PORT = 4317
 _PART_OF = {"app.kubernetes.io/part-of": "tidings"}
+_COMPONENT = "app.kubernetes.io/component"
 _CLIENT = "/etc/tidings/client"
 
 
@@ -112,14 +113,19 @@ def trace_receiver(image: str) -> list[Object]:
 
 
 def arranged(objects: list[Object], image: str) -> list[Object]:
-    """The overlay's objects, with services that send their traces to the receiver, and a mail catcher that stays in one
-    image: another release would be another pod, without the mail.
+    """The overlay's objects without those that watch, with services that send their traces to the receiver, and a mail
+    catcher that stays in one image: another release would be another pod, without the mail.
     """
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{TRACES}:{_OTLP_PORT}", "OTEL_BSP_SCHEDULE_DELAY": "500"}
+    objects = [one for one in objects if one["metadata"].get("labels", {}).get(_COMPONENT) != "observability"]
     for one in objects:
         name = one["metadata"]["name"]
         if one["kind"] == "ConfigMap" and name.startswith(("user-service-", "notification-service-")):
             one["data"] |= variables
+        if one["kind"] == "Job":
+            # Nobody is there to push to.
+            [container] = one["spec"]["template"]["spec"]["containers"]
+            container["env"] = [entry for entry in container["env"] if not entry["name"].startswith("OTEL_")]
         if one["kind"] == "Deployment" and name == "mail-catcher":
             one["spec"]["template"]["spec"]["containers"][0]["image"] = image
     return objects

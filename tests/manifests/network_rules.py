@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
+from tests.manifests.configured import peers, selected
 from tests.manifests.objects import Object, Pod, environment, matches, of_kind, pods
 
 # Made in the cluster by `skaffold verify`.
@@ -24,13 +25,15 @@ Talk = tuple[str, str, int]
 
 
 def talks(objects: Sequence[Object]) -> set[Talk]:
-    """Who must reach whom at which port, as the settings have it."""
+    """Who must reach whom at which port, as the settings and the files of others have it."""
     found: set[Talk] = {
         (SMOKE_TEST.name, "user-service", 50051),
         (SMOKE_TEST.name, "notification-service", 50052),
     }
-    for pod in pods(objects):
+    everybody = pods(objects)
+    for pod in everybody:
         source = _name(pod)
+        found |= {(source, selected(host, objects, everybody), port) for host, port in peers(pod, objects)}
         for one in pod.containers:
             values = environment(one, objects)
             if "PGHOST" in values:

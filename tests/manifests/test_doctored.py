@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.manifests import kinds, network_rules, pod_rules, rollout_rules, wiring_rules
-from tests.manifests.objects import Objects, Rule, named, of_kind
+from tests.manifests import kinds, network_rules, observability_rules, pod_rules, rollout_rules, wiring_rules
+from tests.manifests.objects import ROOT, Objects, Rule, named, of_kind
 from tests.manifests.test_overlays import RULES
 
 _GONE: Any = object()
@@ -55,6 +55,14 @@ _POD = "spec.template.spec"
 _FIRST = f"{_POD}.containers.0"
 _USERS, _NOTIFICATIONS = "user-service", "notification-service"
 _LABELS = "spec.template.metadata.labels"
+
+
+def _file(name: str, key: str, rule: Rule, complaint: str, old: str, new: str) -> Wrong:
+    """One change in a file that is mounted."""
+    text = (ROOT / "deploy" / "components" / "observability" / "infra" / "config" / f"{name}.yaml").read_text()
+    assert text.count(old) == 1, old
+    return Wrong(rule, complaint, "ConfigMap", name, f"data.{key}~yaml", text.replace(old, new))
+
 
 TABLE = [
     Wrong(valid, "replica", "Deployment", _USERS, "spec.replica", 2),
@@ -268,6 +276,56 @@ TABLE = [
         network_rules.no_inside_from_the_internet_rule, "reaches inside", "NetworkPolicy", "to-the-internet",
         "spec.egress.0.to.0.ipBlock.except", [], "production",
     ),
+    _file(
+        "otel-collector", "config", observability_rules.pipelines, "otlp_grpc/jaeger of exporters is not configured",
+        "  otlp_grpc/jaeger:", "  otlp_grpc/jager:",
+    ),
+    _file(
+        "otel-collector", "config", observability_rules.pipelines, "otlp_grpc/jaeger of exporters is not used",
+        "exporters: [otlp_grpc/jaeger]", "exporters: [prometheus]",
+    ),
+    _file(
+        "otel-collector", "config", observability_rules.pipelines, "transform of processors is not built in",
+        "  batch:\n", "  transform: {}\n  batch:\n",
+    ),
+    _file(
+        "otel-collector", "config", observability_rules.pipelines, "traces does not limit memory first",
+        "[memory_limiter, batch]", "[batch, memory_limiter]",
+    ),
+    _file(
+        "otel-collector", "config", observability_rules.pipelines, "the pipeline traces has no exporters",
+        "exporters: [otlp_grpc/jaeger]", "exporters: []",
+    ),
+    _file("jaeger", "config", observability_rules.memory_fits, "more memory than fits", "mib: 300", "mib: 384"),
+    _file("jaeger", "config", observability_rules.opened, "are not its ports", "0.0.0.0:16686", "localhost:16686"),
+    _file(
+        "otel-collector", "config", observability_rules.peers_are_there, "no Service jager with the port 4317",
+        "jaeger:4317", "jager:4317",
+    ),
+    _file(
+        "prometheus", "prometheus", observability_rules.peers_are_there,
+        "no Service user-service-metrics with the port 9646",
+        "[user-service-metrics]\n        type: A\n        port: 9464",
+        "[user-service-metrics]\n        type: A\n        port: 9646",
+    ),
+    _file(
+        "prometheus", "prometheus", observability_rules.metrics_are_scraped, "its port pushed is not scraped",
+        "otel-collector:8889", "otel-collector:8888",
+    ),
+    Wrong(
+        observability_rules.metrics_are_scraped, "hides pods that are not ready", "Service", "user-service-metrics",
+        "spec.publishNotReadyAddresses", False,
+    ),
+    _file(
+        "prometheus", "prometheus", network_rules.only_what_talks,
+        "prometheus can reach notification-service at 9464",
+        "[notification-service-metrics]\n        type: A\n        port: 9464",
+        "[notification-service-metrics]\n        type: A\n        port: 8080",
+    ),
+    Wrong(
+        network_rules.only_what_talks, "user-service cannot reach otel-collector at 4317", "NetworkPolicy",
+        "to-otel-collector", "spec.egress.0.ports.0.port", 4318,
+    ),
 ]  # fmt: skip
 
 
@@ -285,12 +343,15 @@ def test_no_rule_is_left_out() -> None:
     assert {wrong.rule for wrong in TABLE} == {*RULES, rollout_rules.high_availability, valid}
 
 
+# What these let through has nobody at its other end in production itself.
+_FOR_OTHERS = {"kind": set[str](), "production": {"to-the-internet", "metrics", "to-otel-collector"}}
+
+
 def test_a_policy_that_is_missing_is_missed(overlays: dict[str, Objects]) -> None:
     for overlay in ("kind", "production"):
         objects = overlays[overlay]
         for policy in list(of_kind(objects, "NetworkPolicy")):
             others = [one for one in objects if one is not policy]
-            # What leaves for the internet has nobody here at its other end.
-            if policy["metadata"]["name"] != "to-the-internet":
+            if policy["metadata"]["name"] not in _FOR_OTHERS[overlay]:
                 complaints = [complaint for rule in network_rules.RULES for complaint in rule(others)]
                 assert complaints, policy["metadata"]["name"]

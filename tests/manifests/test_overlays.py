@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.manifests import kinds, network_rules, pod_rules, rollout_rules, wiring_rules
+from tests.manifests import kinds, network_rules, observability_rules, pod_rules, rollout_rules, wiring_rules
 from tests.manifests.objects import DEVELOPMENT, OVERLAYS, Objects, Rule, of_kind, pods, render
 from tests.manifests.wiring_rules import ours
 
-RULES = (*pod_rules.RULES, *wiring_rules.RULES, *rollout_rules.RULES, *network_rules.RULES)
+RULES = (
+    *pod_rules.RULES,
+    *wiring_rules.RULES,
+    *rollout_rules.RULES,
+    *network_rules.RULES,
+    *observability_rules.RULES,
+)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

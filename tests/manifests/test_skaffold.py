@@ -25,6 +25,13 @@ _PROFILES = {
     "schema": {"kind", "minikube", "production"},
     "services": {"kind", "minikube", "dev", "production"},
 }
+_FORWARDED = {
+    "user-service": 50051,
+    "notification-service": 50052,
+    "grafana": 3000,
+    "prometheus": 9090,
+    "jaeger": 16686,
+}
 _ACTIVATED_BY = {
     "kind": [{"kubeContext": "kind-.*"}],
     "minikube": [{"kubeContext": "minikube"}],
@@ -107,8 +114,8 @@ def development(configs: Sequence[Config]) -> Iterator[str]:
             yield f"{rule['src']}: is not copied to its place"
         if folder.startswith("migrations"):
             yield "a changed migration does not run"
-    forwarded = {one["resourceName"]: one["port"] for one in configs[2]["portForward"]}
-    if forwarded != {"user-service": 50051, "notification-service": 50052}:
+    forwarded = {one["resourceName"]: one["port"] for config in configs for one in config.get("portForward", ())}
+    if forwarded != _FORWARDED:
         yield f"forwards {forwarded}"
 
 
@@ -187,6 +194,7 @@ def _broken(*path: Any, value: Any) -> list[Config]:
         (development, _broken(0, "build", "artifacts", 0, "sync", "manual", 0, "dest", value="/opt")),
         (development, _broken(0, "build", "artifacts", 0, "hooks", value={})),
         (development, _broken(2, "portForward", value=[])),
+        (development, _broken(0, "portForward", 0, "port", value=3001)),
         (verify, _broken(2, "verify", 0, "container", "args", value=["tidings.cli", "doctor"])),
         (paths, _broken(0, "build", "artifacts", 0, "docker", "dockerfile", value="Dockerfle")),
         (paths, _broken(1, "deploy", "kubectl", "hooks", "after", 0, "host", "command", 1, value="deploy/jobs.sh")),

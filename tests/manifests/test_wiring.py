@@ -192,7 +192,10 @@ def _port(address: str) -> str:
 async def test_databases_admit_nobody_but_their_own(cluster: Cluster) -> None:
     _make_databases(cluster)
 
-    roles = ("tidings_users", "tidings_users_owner", "tidings_notifications", "tidings_notifications_owner")
+    roles = (
+        "tidings_users", "tidings_users_owner", "tidings_notifications", "tidings_notifications_owner",
+        "tidings_monitor",
+    )  # fmt: skip
     names = ("tidings_users", "tidings_notifications", "postgres")
 
     def may_connect(role: str, name: str) -> bool:
@@ -208,6 +211,8 @@ async def test_databases_admit_nobody_but_their_own(cluster: Cluster) -> None:
         return {(role, name) for role in roles for name in names if may_connect(role, name)}
 
     owners = {("tidings_users_owner", "tidings_users"), ("tidings_notifications_owner", "tidings_notifications")}
+    # Who watches sees the server from a database that is nobody's.
+    owners |= {("tidings_monitor", "postgres")}
     assert connected() == owners
     job = cluster.pod("migrations")
     [migrations] = job.containers

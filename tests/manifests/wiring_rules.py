@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import typer.main
+from opentelemetry import environment_variables as api_variables
+from opentelemetry.sdk import environment_variables as sdk_variables
 from psycopg import pq
 
 from devstack.settings import DevstackSettings, MailCatcherSettings
@@ -39,6 +41,11 @@ EXTERNAL = {
     "notification-service-tls": {"tls.crt", "tls.key", "ca.crt"},
     "postgres-ca": {"ca.crt"},
 }
+# Modules that trace or measure, and what OpenTelemetry reads.
+_OBSERVED = {"user_service", "notification_service", "migrations"}
+_OPENTELEMETRY = {
+    value for module in (api_variables, sdk_variables) for name, value in vars(module).items() if name.startswith("OTEL_")
+}
 _REFERENCE = re.compile(r"\$\((\w+)\)")
 _PASSWORD_IN_URL = re.compile(r"postgres(ql)?://[^/@:]*:(?!\$\(\w+\)@)")
 
@@ -63,6 +70,8 @@ def known_variables(module: str) -> set[str]:
     kinds: tuple[type[Settings], ...] = (*_SETTINGS[module], LogSettings)
     known = {variable(kind, field) for kind in kinds for field in kind.model_fields}
     known |= {one.envvar.decode() for one in pq.Conninfo.get_defaults() if one.envvar}
+    if module in _OBSERVED:
+        known |= _OPENTELEMETRY
     return known | _client_variables() | {"PYTHONPATH"}
 
 
@@ -194,7 +203,7 @@ def ports(objects: Sequence[Object]) -> Iterator[str]:
             listens = {
                 int(value.rpartition(":")[2])
                 for name, value in values.items()
-                if name.endswith("_LISTEN") or name == "TIDINGS_DEVSTACK_SMTP_PORT"
+                if name.endswith(("_LISTEN", "_METRICS_ADDRESS")) or name == "TIDINGS_DEVSTACK_SMTP_PORT"
             }
             if listens != {port["containerPort"] for port in one.get("ports", ())}:
                 yield f"{pod.where}/{one['name']}: listens on {sorted(listens)}, which are not its ports"

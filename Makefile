@@ -183,7 +183,7 @@ kind-down: ## remove that cluster with all that is in it
 .PHONY: minikube-up
 minikube-up: ## a minikube cluster for development; kubectl's context becomes minikube
 	@command -v minikube >/dev/null || { echo "error: minikube is not installed: https://minikube.sigs.k8s.io" >&2; exit 1; }
-	minikube start --cni=calico --cpus=2 --memory=4g
+	minikube start --cni=calico --cpus=2 --memory=5g
 
 .PHONY: faults
 faults: setup ## kill, pause and cut everything for SECONDS (300), then judge the feed's promises; SEED=... repeats

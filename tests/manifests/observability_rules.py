@@ -9,8 +9,9 @@ from tests.manifests.configured import documents, listening, peers
 from tests.manifests.objects import Object, Pod, of_kind, pods
 
 _CORE = "otel-collector"
-# What is built in: https://github.com/open-telemetry/opentelemetry-collector-releases, distributions/otelcol/manifest.yaml
-# of 0.159, and https://github.com/jaegertracing/jaeger, cmd/jaeger/internal/components.go of 2.20; of both what we might use.
+# What is built in, of which we might use this: https://github.com/open-telemetry/opentelemetry-collector-releases,
+# distributions/otelcol/manifest.yaml of 0.159; https://github.com/jaegertracing/jaeger,
+# cmd/jaeger/internal/components.go of 2.20.
 _BUILT_IN: Mapping[str, Mapping[str, set[str]]] = {
     _CORE: {
         "receivers": {"otlp", "prometheus"},

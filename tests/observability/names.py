@@ -73,6 +73,8 @@ COLLECTOR = {
     "otelcol_exporter_sent_spans",
     "otelcol_receiver_accepted_spans",
 }
+# Of every process, by Prometheus' client library, and of every target, by Prometheus.
+PROCESS = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
 PROMETHEUS = {"up"}
 
 _PARTS: dict[Kind, tuple[str, ...]] = {
@@ -93,4 +95,4 @@ def exposed() -> Iterator[str]:
 
 def known() -> set[str]:
     """All of them, but for what the rules record."""
-    return {*exposed(), *POSTGRES, *COLLECTOR, *PROMETHEUS}
+    return {*exposed(), *POSTGRES, *COLLECTOR, *PROCESS, *PROMETHEUS}

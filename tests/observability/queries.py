@@ -50,10 +50,12 @@ def alerts() -> dict[str, dict[str, Any]]:
 
 
 def of_panels() -> Iterator[Query]:
-    """Of each target of each panel."""
+    """Of each target of each panel that asks Prometheus."""
     for name, dashboard in dashboards().items():
         for panel in dashboard["panels"]:
             for target in panel.get("targets", ()):
+                if target["datasource"]["type"] != "prometheus":
+                    continue
                 labels = re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", ""))
                 yield Query(f"{name}, {panel['title']}", target["expr"], frozenset(labels))
 

@@ -11,6 +11,8 @@ import yaml
 
 from tests.observability.names import exposed, known
 from tests.observability.queries import CONFIG, INFRA, dashboards, names, of_panels, of_rules, rules
+from tidings.notifications.v1 import notifications_pb2
+from tidings.users.v1 import users_pb2
 
 
 def test_they_are_readable_and_deployed() -> None:
@@ -53,6 +55,26 @@ def test_every_panel_asks_a_datasource_that_is_provisioned() -> None:
                 assert (one["datasource"]["type"], one["datasource"]["uid"]) in there, (name, panel["title"])
             refs = [target["refId"] for target in panel["targets"]]
             assert len(set(refs)) == len(refs), (name, panel["title"])
+
+
+def test_traces_are_looked_for_under_names_that_there_are() -> None:
+    methods = {
+        f"{service.full_name}/{method.name}"
+        for file in (users_pb2, notifications_pb2)
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    }
+    asked = [
+        (target["service"], target["operation"])
+        for dashboard in dashboards().values()
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", ())
+        if target["datasource"]["type"] == "jaeger"
+    ]
+    assert asked
+    for service, operation in asked:
+        assert service in {"tidings-users", "tidings-notifications"}
+        assert operation in methods
 
 
 def test_every_name_is_known_and_whatever_is_measured_is_shown() -> None:

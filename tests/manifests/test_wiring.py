@@ -21,7 +21,7 @@ import psycopg
 import pytest
 import yaml
 
-from tests.harness import MailCatcher, PostgresServer, Services, free_port
+from tests.harness import MailCatcher, PostgresServer, Services
 from tests.harness.process import clean_environment
 from tests.manifests.objects import ROOT, Object, Objects, Pod, environment, of_kind, pods
 from tests.users.calls import Stub, create, replay
@@ -57,9 +57,6 @@ class Cluster:
         for name, value in values.items():
             if value.startswith(_MOUNTED):
                 values[name] = str(folder / value.removeprefix(_MOUNTED))
-            if name.endswith("_METRICS_ADDRESS"):
-                # Pods have an address each.
-                values[name] = f"127.0.0.1:{free_port()}"
         if "OTEL_EXPORTER_OTLP_ENDPOINT" in values:
             # Nobody collects here.
             values["OTEL_EXPORTER_OTLP_ENDPOINT"] = ""

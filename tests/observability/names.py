@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
-from opentelemetry.exporter.prometheus._mapping import map_unit, sanitize_full_name
+import migrations.metrics
+import notification_service.metrics
+import servicekit.metrics
+import user_service.metrics
+from servicekit.instruments import Instrument
 
-Kind = Literal["gauge", "counter", "histogram"]
-
-# Of the services and the migrations: name, unit, kind.
-MEASURED: tuple[tuple[str, str, Kind], ...] = (
-    ("rpc.server.call.duration", "s", "histogram"),
-    ("tidings.rpc.server.active_streams", "", "gauge"),
-    ("tidings.event_loop.delay", "s", "histogram"),
-    ("tidings.background.alive", "", "gauge"),
-    ("tidings.ready", "", "gauge"),
-    ("db.client.connection.count", "", "gauge"),
-    ("db.client.connection.max", "", "gauge"),
-    ("db.client.connection.pending_requests", "", "gauge"),
-    ("tidings.commit.batch.size", "", "histogram"),
-    ("tidings.commit.wait", "s", "histogram"),
-    ("tidings.commit.duration", "s", "histogram"),
-    ("tidings.commit.queue", "", "gauge"),
-    ("tidings.feed.head", "", "gauge"),
-    ("tidings.feed.earliest", "", "gauge"),
-    ("tidings.feed.window.events", "", "gauge"),
-    ("tidings.feed.window.bytes", "By", "gauge"),
-    ("tidings.feed.subscribers", "", "gauge"),
-    ("tidings.feed.commit_to_sent", "s", "histogram"),
-    ("tidings.feed.subscriber.lag.events", "", "gauge"),
-    ("tidings.feed.subscriber.lag.time", "s", "gauge"),
-    ("messaging.client.sent.messages", "", "counter"),
-    ("messaging.client.consumed.messages", "", "counter"),
-    ("messaging.process.duration", "s", "histogram"),
-    ("tidings.feed.commit_to_processed", "s", "histogram"),
-    ("tidings.inbox.position", "", "gauge"),
-    ("tidings.inbox.lag.events", "", "gauge"),
-    ("tidings.inbox.lag.time", "s", "gauge"),
-    ("tidings.delivery.attempts", "", "counter"),
-    ("tidings.delivery.duration", "s", "histogram"),
-    ("tidings.delivery.commit_to_delivered", "s", "histogram"),
-    ("tidings.deliveries.pending", "", "gauge"),
-    ("tidings.deliveries.parked", "", "gauge"),
-    ("tidings.deliveries.oldest_pending_age", "s", "gauge"),
-    ("tidings.migration.succeeded", "", "gauge"),
+MEASURED: tuple[Instrument, ...] = (
+    *servicekit.metrics.INSTRUMENTS,
+    *user_service.metrics.INSTRUMENTS,
+    *notification_service.metrics.INSTRUMENTS,
+    *migrations.metrics.INSTRUMENTS,
 )
 # postgres_exporter's own, alike in 0.11 (Debian 12) and 0.20 (the manifests), and those of postgres-queries.yaml.
 POSTGRES = {
@@ -77,20 +47,12 @@ COLLECTOR = {
 PROCESS = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
 PROMETHEUS = {"up"}
 
-_PARTS: dict[Kind, tuple[str, ...]] = {
-    "gauge": ("",),
-    "counter": ("_total",),
-    "histogram": ("_bucket", "_count", "_sum"),
-}
-
 
 def exposed() -> Iterator[str]:
     """The names of ours as Prometheus has them."""
-    for name, unit, kind in MEASURED:
-        base, suffix = sanitize_full_name(name), map_unit(unit)
-        if suffix and not base.endswith(f"_{suffix}"):
-            base = f"{base}_{suffix}"
-        yield from (f"{base}{part}" for part in _PARTS[kind])
+    for one in MEASURED:
+        parts = ("_bucket", "_count", "_sum") if one.kind == "histogram" else ("",)
+        yield from (f"{one.prometheus_name}{part}" for part in parts)
 
 
 def known() -> set[str]:

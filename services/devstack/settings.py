@@ -21,6 +21,8 @@ class DevstackSettings(Settings):
     host: str = Field("127.0.0.1", min_length=1, description="loopback IP address that every part listens on")
     users_port: int = Field(50051, ge=1, le=65535, description="gRPC port of the user service")
     notifications_port: int = Field(50052, ge=1, le=65535, description="gRPC port of the notification service")
+    console_port: int = Field(8080, ge=1, le=65535, description="HTTP port of the console")
+    otlp_port: int = Field(4319, ge=1, le=65535, description="port on which the console takes spans, OTLP by gRPC")
     smtp_port: int = Field(2525, ge=1, le=65535, description="SMTP port of the mail catcher")
     stop_time: float = Field(20.0, gt=0, le=600, description="what a part gets to stop before it is killed, seconds")
     late_after: float = Field(10.0, gt=0, description="a part that is not ready after this is said to be late, seconds")

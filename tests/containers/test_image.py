@@ -94,6 +94,11 @@ async def test_what_else_it_runs(docker: Docker, image: str, arguments: tuple[st
     assert code == 0, output
 
 
+async def test_the_console_has_its_page(docker: Docker, image: str) -> None:
+    found = await _python(docker, image, "from console.app import STATIC; print(len(list(STATIC.iterdir())))")
+    assert int(found) == len(list((ROOT / "services" / "console" / "static").iterdir()))
+
+
 async def test_sigterm_ends_a_migration_that_waits(docker: Docker, image: str) -> None:
     """Process 1 of a container is sent no signal that it does not handle."""
     nowhere = "postgresql://nobody@127.0.0.1:5432/nothing"

@@ -15,7 +15,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
-from devstack.parts import ask_health, ask_smtp
+from devstack.parts import ask_health, ask_http, ask_smtp
 from tests.harness import ServiceProcess, free_port, until
 
 
@@ -24,12 +24,15 @@ class Run(ServiceProcess):
 
     def __init__(self, data_dir: Path, **environment: str) -> None:
         self.users_port, self.notifications_port, self.smtp_port = free_port(), free_port(), free_port()
+        self.console_port = free_port()
         self.data_dir = data_dir
         ports = {
             "TIDINGS_DEVSTACK_DATA_DIR": str(data_dir),
             "TIDINGS_DEVSTACK_USERS_PORT": str(self.users_port),
             "TIDINGS_DEVSTACK_NOTIFICATIONS_PORT": str(self.notifications_port),
             "TIDINGS_DEVSTACK_SMTP_PORT": str(self.smtp_port),
+            "TIDINGS_DEVSTACK_CONSOLE_PORT": str(self.console_port),
+            "TIDINGS_DEVSTACK_OTLP_PORT": str(free_port()),
         }
         super().__init__("devstack", "run", environment={**ports, **environment})
 
@@ -92,6 +95,8 @@ def _refused(data_dir: Path, **environment: str) -> tuple[int, str]:
         ("TIDINGS_DEVSTACK_USERS_PORT", "user-service"),
         ("TIDINGS_DEVSTACK_NOTIFICATIONS_PORT", "notification-service"),
         ("TIDINGS_DEVSTACK_SMTP_PORT", "mail-catcher"),
+        ("TIDINGS_DEVSTACK_CONSOLE_PORT", "console"),
+        ("TIDINGS_DEVSTACK_OTLP_PORT", "console"),
     ],
 )
 def test_a_taken_port_is_refused_before_anything_starts(short_dir: Path, setting: str, part: str) -> None:
@@ -161,8 +166,11 @@ async def test_the_whole_system(run: Run) -> None:
     assert await ask_health(f"127.0.0.1:{run.users_port}") is None
     assert await ask_health(f"127.0.0.1:{run.notifications_port}") is None
     assert await ask_smtp("127.0.0.1", run.smtp_port) is None
+    assert await ask_http("127.0.0.1", run.console_port) is None
+    [said] = [at for at, line in enumerate(run.lines) if "Tidings is ready" in line]
+    assert run.lines[said + 1].split() == ["console", f"http://127.0.0.1:{run.console_port}/"]
     first = run.processes()
-    assert sorted(first) == ["devstack", "notification_service", "user_service"]
+    assert sorted(first) == ["console", "devstack", "notification_service", "user_service"]
     with psycopg.connect(run.postgres_url(), autocommit=True) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS n")
 
@@ -196,7 +204,12 @@ async def test_the_whole_system(run: Run) -> None:
     assert not any(process.is_running() for process in left.values())
     await until(lambda: not psutil.pid_exists(postgres_pid), 2.0)
     stops = [line.rpartition("| ")[2] for line in run.lines if "| stopped " in line]
-    assert stops == ["stopped user-service and notification-service", "stopped mail-catcher", "stopped postgres"]
+    assert stops == [
+        "stopped user-service and notification-service",
+        "stopped console",
+        "stopped mail-catcher",
+        "stopped postgres",
+    ]
     run.lines.clear()
     await run.launch()
     await run.line("Tidings is ready")

@@ -74,7 +74,7 @@ async def test_every_argument_is_of_the_image(overlays: dict[str, Objects]) -> N
                 arguments = tuple(one["args"])
                 found.add(arguments[2:] if arguments[:2] == ("devstack", "reload") else arguments)
     assert {arguments[0] for arguments in found} == {
-        "devstack", "migrations", "notification_service", "tidings.cli", "user_service",
+        "console", "devstack", "migrations", "notification_service", "tidings.cli", "user_service",
     }  # fmt: skip
 
     async def helps(*arguments: str) -> int:

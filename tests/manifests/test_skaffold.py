@@ -108,7 +108,7 @@ def development(configs: Sequence[Config]) -> Iterator[str]:
         if folder.startswith("migrations"):
             yield "a changed migration does not run"
     forwarded = {one["resourceName"]: one["port"] for one in configs[2]["portForward"]}
-    if forwarded != {"user-service": 50051, "notification-service": 50052}:
+    if forwarded != {"user-service": 50051, "notification-service": 50052, "console": 8080}:
         yield f"forwards {forwarded}"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import typer.main
 from psycopg import pq
 
+from console.settings import ConsoleSettings
 from devstack.settings import DevstackSettings, MailCatcherSettings
 from migrations.settings import MigrationSettings, NotificationsDatabase, UsersDatabase
 from notification_service.settings import NotificationServiceSettings
@@ -20,6 +21,7 @@ from user_service.settings import UserServiceSettings
 _SETTINGS: Mapping[str, tuple[type[Settings], ...]] = {
     "user_service": (UserServiceSettings,),
     "notification_service": (NotificationServiceSettings,),
+    "console": (ConsoleSettings,),
     "migrations": (MigrationSettings, UsersDatabase, NotificationsDatabase),
     "devstack": (DevstackSettings, MailCatcherSettings),
     "tidings.cli": (),

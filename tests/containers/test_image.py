@@ -8,6 +8,7 @@ import pytest
 
 from tests.containers.docker import Docker
 from tests.harness import until
+from tests.manifests.objects import ROOT
 
 _RESTRICTED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--tmpfs", "/tmp")
 

@@ -129,6 +129,7 @@ def _standings() -> Iterator[tuple[Seen, str]]:
     yield Seen(), "unknown"
     yield Seen(liveness=True, readiness=True), "up"
     yield Seen(liveness=True, readiness=False), "not ready"
+    yield Seen(liveness=False, readiness=True), "not ready"
     yield Seen(health_error="refused"), "down"
     yield Seen(health_error="refused", call=("UNAVAILABLE", "refused")), "down"
     yield Seen(liveness=True, readiness=True, call=("DEADLINE_EXCEEDED", "")), "no answer"

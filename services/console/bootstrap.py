@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ log = logs.get(__name__)
 
 NAME = "tidings-console"
 
+_SERVICES = ("users", "notifications")
+
 # What requests get to end at a shutdown, seconds; streams end at once.
 _GRACE = 1
 
@@ -50,13 +52,14 @@ class _Server(uvicorn.Server):
 
 async def serve(settings: ConsoleSettings) -> int:
     """Runs the console until it is told to stop. Returns the exit code. Raises InvalidConfigError."""
-    users = _connected(settings, "users")
-    notifications = _connected(settings, "notifications")
-    async with users, notifications:
-        return await _serve(settings, users, notifications)
+    async with contextlib.AsyncExitStack() as stack:
+        ways = [await stack.enter_async_context(_connected(settings, name)) for name in _SERVICES]
+        # Health is asked of services that take no calls, too.
+        healths = [await stack.enter_async_context(_connected(settings, name, heed_health=False)) for name in _SERVICES]
+        return await _serve(settings, ways, healths)
 
 
-def _connected(settings: ConsoleSettings, service: str) -> grpc.aio.Channel:
+def _connected(settings: ConsoleSettings, service: str, *, heed_health: bool = True) -> grpc.aio.Channel:
     """The way to a service."""
 
     def setting(name: str) -> Any:
@@ -71,12 +74,16 @@ def _connected(settings: ConsoleSettings, service: str) -> grpc.aio.Channel:
             certificate=setting("certificate_file"),
             key=setting("key_file"),
             token_in_clear=settings.encrypted_elsewhere,
+            heed_health=heed_health,
         )
     except (ValueError, OSError) as error:
         raise InvalidConfigError(f"{variable(type(settings), f'{service}_*')}: {error}") from None
 
 
-async def _serve(settings: ConsoleSettings, users: grpc.aio.Channel, notifications: grpc.aio.Channel) -> int:
+async def _serve(
+    settings: ConsoleSettings, ways: Sequence[grpc.aio.Channel], healths: Sequence[grpc.aio.Channel]
+) -> int:
+    users, notifications = ways
     background = Background()
     standings = {
         "users": Standing("User service", settings.users_address, lambda: users_changed()),
@@ -121,12 +128,9 @@ async def _serve(settings: ConsoleSettings, users: grpc.aio.Channel, notificatio
             return 1
         if receiver:
             await receiver.start()
-        for channel, ask, key in (
-            (users, feed.ask, "users"),
-            (notifications, inbox.ask, "notifications"),
-        ):
-            background.start(watching.follow_readiness(channel, standings[key]), f"{key} readiness")
-            background.start(watching.follow_answers(channel, ask, standings[key]), f"{key} answers")
+        for name, health, ask in zip(_SERVICES, healths, (feed.ask, inbox.ask), strict=True):
+            background.start(watching.follow_readiness(health, standings[name]), f"{name} readiness")
+            background.start(watching.follow_answers(health, ask, standings[name]), f"{name} answers")
         background.start(feed.follow(), "feed")
         runs = [_Running(made, sockets[name]) for name, (_, made) in servers.items()]
         log.info("serving", **{name: _address(bound) for name, bound in sockets.items() if bound})

@@ -38,7 +38,7 @@ def judged(seen: Seen) -> tuple[State, str]:
     if seen.call is not None and seen.call[0] == "DEADLINE_EXCEEDED":
         return "no answer", "it is connected and does not answer in time"
     if seen.readiness is False or seen.liveness is False:
-        return "not ready", seen.reason or "it does not say why"
+        return "not ready", seen.reason
     if seen.call is not None and seen.call[0] in _REFUSALS:
         return "refused", f"the console may not ask: {seen.call[1]}"
     if seen.call is not None and seen.readiness is None:

@@ -34,9 +34,9 @@ _BOOKMARKS = 2.0
 _RATES_KEPT = 60
 
 
-async def follow_readiness(channel: grpc.aio.Channel, standing: Standing) -> None:
+async def follow_readiness(health: grpc.aio.Channel, standing: Standing) -> None:
     """A loop: keeps the standing at what health says of readiness."""
-    stub: Any = health_pb2_grpc.HealthStub(channel)
+    stub: Any = health_pb2_grpc.HealthStub(health)
     while True:
         call = stub.Watch(health_pb2.HealthCheckRequest(service="readiness"))
         error = "it ended the stream of its health"
@@ -51,16 +51,16 @@ async def follow_readiness(channel: grpc.aio.Channel, standing: Standing) -> Non
         await asyncio.sleep(_HEALTH_AGAIN)
 
 
-async def follow_answers(channel: grpc.aio.Channel, ask: Callable[[], Awaitable[None]], standing: Standing) -> None:
+async def follow_answers(health: grpc.aio.Channel, ask: Callable[[], Awaitable[None]], standing: Standing) -> None:
     """A loop: asks every second whether the service lives, why it is not ready if it is not, and what `ask` asks; notes
     whether there was an answer.
     """
     loop = asyncio.get_running_loop()
     while True:
         begun = loop.time()
-        live, reason = await _check(channel, "liveness")
+        live, reason = await _check(health, "liveness")
         if live and standing.seen.readiness is False:
-            _, reason = await _check(channel, "readiness")
+            _, reason = await _check(health, "readiness")
         standing.note(replace(standing.seen, liveness=live, reason=reason))
         try:
             await ask()
@@ -72,9 +72,9 @@ async def follow_answers(channel: grpc.aio.Channel, ask: Callable[[], Awaitable[
         await asyncio.sleep(max(0.1, begun + _ASK_EVERY - loop.time()))
 
 
-async def _check(channel: grpc.aio.Channel, name: str) -> tuple[bool | None, str]:
+async def _check(health: grpc.aio.Channel, name: str) -> tuple[bool | None, str]:
     """Whether a name of health is SERVING, and why not; None if there is no answer."""
-    stub: Any = health_pb2_grpc.HealthStub(channel)
+    stub: Any = health_pb2_grpc.HealthStub(health)
     call = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=ASK_TIMEOUT)
     try:
         answer = await call

@@ -201,7 +201,7 @@ async def test_a_killed_service_is_seen_to_be_down_and_up_again(site: Site, open
     try:
         await expect(card.locator(".word")).to_have_text("Down")
         await expect(card.locator(".reason")).to_contain_text("refused")
-    await expect(card.locator(".note")).to_contain_text("since")
+        await expect(card.locator(".note")).to_contain_text("since")
         await expect(card.locator(".note")).to_contain_text("last answer")
         # What was last known stays, and says that it is old.
         await expect(feed.locator(".figure").first).to_have_text(head)

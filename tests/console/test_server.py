@@ -150,6 +150,19 @@ async def test_without_its_services_the_console_serves_and_says_so(url: str, htt
         assert answer.status == 200
 
 
+async def test_a_service_that_is_not_ready_says_why(services: Services, http: aiohttp.ClientSession) -> None:
+    users = services.users(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing")
+    await users.launch()
+    listening = await users.wait_log("listening")
+    _, url = await _console(services, TIDINGS_CONSOLE_USERS_ADDRESS=listening["address"])
+
+    async def reason() -> str:
+        told = (await _first_update(http, url))["status"]["services"]["users"]
+        return str(told["reason"]) if told["state"] == "not ready" else ""
+
+    assert "schema" in await until(reason, what="the user service is said not to be ready")
+
+
 async def test_open_pages_are_bounded_and_end_with_the_console(services: Services, http: aiohttp.ClientSession) -> None:
     console, url = await _console(services, TIDINGS_CONSOLE_MAX_BROWSERS="2")
     first, second = [await http.get(f"{url}api/live") for _ in range(2)]

@@ -34,18 +34,23 @@ class Seen:
 def judged(seen: Seen) -> tuple[State, str]:
     """How it stands, and why if not well."""
     if seen.health_error is not None:
-        return "down", seen.health_error
+        return "down", _cause(seen.health_error)
     if seen.call is not None and seen.call[0] == "DEADLINE_EXCEEDED":
-        return "no answer", "it is connected and does not answer in time"
+        return "no answer", "connected, but it does not answer"
     if seen.readiness is False or seen.liveness is False:
         return "not ready", seen.reason
     if seen.call is not None and seen.call[0] in _REFUSALS:
         return "refused", f"the console may not ask: {seen.call[1]}"
     if seen.call is not None and seen.readiness is None:
-        return "down", seen.call[1]
+        return "down", _cause(seen.call[1])
     if seen.readiness is None:
         return "unknown", ""
     return "up", ""
+
+
+def _cause(message: str) -> str:
+    """gRPC tells the whole way down to the cause, which comes last."""
+    return message.rpartition(": ")[2]
 
 
 @dataclass(slots=True)

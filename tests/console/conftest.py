@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,6 @@ class Site:
     mail: MailCatcher
     endpoint: Endpoint
     url: str
-    trouble: list[str] = field(default_factory=list)
 
     async def tidings(self, *arguments: str) -> str:
         """The command line, against this system. Returns what it printed."""

@@ -138,6 +138,11 @@ def _standings() -> Iterator[tuple[Seen, str]]:
     yield Seen(liveness=True, readiness=True, call=("UNAVAILABLE", "")), "up"
 
 
+def test_the_cause_is_told_without_the_way_down_to_it() -> None:
+    error = "connections to all backends failing; last error: UNKNOWN: ipv4:127.0.0.1:1: connect: Connection refused"
+    assert judged(Seen(health_error=error)) == ("down", "Connection refused")
+
+
 def test_how_a_service_stands_follows_from_health_and_answers() -> None:
     assert [judged(seen)[0] for seen, _ in _standings()] == [state for _, state in _standings()]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from servicekit.addresses import is_loopback
 from tests.manifests import kinds, network_rules, pod_rules, rollout_rules, wiring_rules
-from tests.manifests.objects import DEVELOPMENT, OVERLAYS, Objects, Rule, of_kind, pods, render
+from tests.manifests.objects import DEVELOPMENT, OVERLAYS, Objects, Rule, environment, of_kind, pods, render
 from tests.manifests.wiring_rules import ours
 
 RULES = (*pod_rules.RULES, *wiring_rules.RULES, *rollout_rules.RULES, *network_rules.RULES)
@@ -52,6 +53,13 @@ def test_what_production_is_given_development_makes_under_the_same_names(
     made = {one["metadata"]["name"]: set(one["data"]) for one in of_kind(overlays[overlay], "Secret")}
     of_others = {"notification-service-smtp", "postgres-ca"}
     assert {name: keys for name, keys in wiring_rules.EXTERNAL.items() if name not in of_others}.items() <= made.items()
+
+
+@pytest.mark.parametrize("overlay", DEVELOPMENT)
+def test_the_console_is_reached_by_a_forwarded_port_alone(overlays: dict[str, Objects], overlay: str) -> None:
+    [pod] = [pod for pod in pods(overlays[overlay]) if pod.name == "console"]
+    [container] = pod.spec["containers"]
+    assert is_loopback(environment(container, overlays[overlay])["TIDINGS_CONSOLE_LISTEN"])
 
 
 def test_the_smoke_test_is_a_pod_like_the_others(overlays: dict[str, Objects], deploy_folder: Path) -> None:

@@ -3,6 +3,7 @@
 const count = new Intl.NumberFormat("en");
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const full = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
+const minutes = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
 
 // What the console's clock is ahead of this browser's, milliseconds.
@@ -27,11 +28,11 @@ export function some(value, word, plural = `${word}s`) {
   return `${count.format(value)} ${value === 1 ? word : plural}`;
 }
 
-/** Time of day, with the day if that is another one. */
+/** Time of day; of another day the day, and no seconds. */
 export function time(iso) {
   const date = new Date(iso);
-  const text = clock.format(date);
-  return date.toDateString() === new Date(now()).toDateString() ? text : `${day.format(date)} ${text}`;
+  const today = date.toDateString() === new Date(now()).toDateString();
+  return today ? clock.format(date) : `${day.format(date)} ${minutes.format(date)}`;
 }
 
 export function fullTime(iso) {

@@ -57,10 +57,15 @@ CALLERS: Mapping[str, tuple[Caller, ...]] = {
         Caller("admin", ("*",)),
         Caller("notification-service", ("WatchUsers", "GetFeed")),
         Caller("smoke-test", ("CreateUser", "DeleteUser", "WatchUsers")),
+        Caller("console", ("WatchUsers", "GetFeed")),
     ),
     "notification-service": (
         Caller("admin", ("*",)),
         Caller("smoke-test", ("ListNotifications",)),
+        Caller(
+            "console",
+            ("ListNotifications", "ListDeliveries", "GetInbox", "ReplayDeliveries", "DiscardDeliveries"),
+        ),
     ),
 }
 

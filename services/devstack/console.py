@@ -20,6 +20,7 @@ _COLOURS = {
     "user-service": "32",
     "notification-service": "36",
     "mail-catcher": "33",
+    "console": "1;36",
 }
 _WIDTH = max(map(len, _COLOURS))
 _LONGEST = 64 * 1024

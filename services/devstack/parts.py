@@ -19,6 +19,7 @@ _ASK_TIMEOUT = 2.0
 USERS = "user-service"
 NOTIFICATIONS = "notification-service"
 MAIL = "mail-catcher"
+CONSOLE = "console"
 POSTGRES = "postgres"
 MIGRATIONS = "migrations"
 
@@ -36,16 +37,23 @@ class Port:
     setting: str
 
 
+# By the field of its port.
+_PORTS = {
+    "users_port": USERS,
+    "notifications_port": NOTIFICATIONS,
+    "smtp_port": MAIL,
+    "console_port": CONSOLE,
+    "otlp_port": CONSOLE,
+    "users_metrics_port": USERS,
+    "notifications_metrics_port": NOTIFICATIONS,
+}
+
+
 def ports(settings: DevstackSettings) -> tuple[Port, ...]:
     """Every port of the system."""
-    table = (
-        (USERS, "users_port"),
-        (NOTIFICATIONS, "notifications_port"),
-        (MAIL, "smtp_port"),
-        (USERS, "users_metrics_port"),
-        (NOTIFICATIONS, "notifications_metrics_port"),
+    return tuple(
+        Port(part, getattr(settings, field), variable(DevstackSettings, field)) for field, part in _PORTS.items()
     )
-    return tuple(Port(part, getattr(settings, field), variable(DevstackSettings, field)) for part, field in table)
 
 
 def listen_address(host: str, port: int) -> str:
@@ -86,6 +94,21 @@ async def ask_smtp(host: str, port: int) -> str | None:
     except (OSError, TimeoutError) as error:
         return str(error) or "no answer"
     return None if greeting.startswith(b"220") else f"greets with {greeting!r}"
+
+
+async def ask_http(host: str, port: int) -> str | None:
+    """Asks a web server for its /healthz: None, or why it is not ready."""
+    try:
+        async with asyncio.timeout(_ASK_TIMEOUT):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+                status = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError) as error:
+        return str(error) or "no answer"
+    return None if b" 200 " in status else f"answers with {status!r}"
 
 
 async def _is_ready() -> str | None:
@@ -143,17 +166,52 @@ def _urls(server: postgres.Postgres) -> dict[str, str]:
     }
 
 
+def _spans_go_elsewhere() -> bool:
+    """Whether whoever starts the system has a receiver of their own."""
+    return any(os.environ.get(f"OTEL_EXPORTER_OTLP_{name}") for name in ("ENDPOINT", "TRACES_ENDPOINT"))
+
+
+def _tracing(settings: DevstackSettings) -> dict[str, str]:
+    """What makes a service send its spans to the console, soon."""
+    if _spans_go_elsewhere():
+        return {}
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{listen_address(settings.host, settings.otlp_port)}",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_BSP_SCHEDULE_DELAY": "500",
+    }
+
+
+def console_part(settings: DevstackSettings, console: Console) -> Part:
+    """The console, which takes the services' spans."""
+    environment = {
+        "TIDINGS_CONSOLE_LISTEN": listen_address(settings.host, settings.console_port),
+        "TIDINGS_CONSOLE_USERS_ADDRESS": listen_address(settings.host, settings.users_port),
+        "TIDINGS_CONSOLE_NOTIFICATIONS_ADDRESS": listen_address(settings.host, settings.notifications_port),
+    }
+    if not _spans_go_elsewhere():
+        environment["TIDINGS_CONSOLE_OTLP_LISTEN"] = listen_address(settings.host, settings.otlp_port)
+
+    async def ready() -> str | None:
+        return await ask_http(settings.host, settings.console_port)
+
+    return _process(settings, console, CONSOLE, ("console", "serve"), environment, ready)
+
+
 def service_parts(settings: DevstackSettings, console: Console, server: postgres.Postgres) -> tuple[Part, ...]:
     """The two services. What is not set here passes through from the environment."""
+    tracing = _tracing(settings)
     users_at = listen_address(settings.host, settings.users_port)
     notifications_at = listen_address(settings.host, settings.notifications_port)
     urls = _urls(server)
     users = {
+        **tracing,
         "TIDINGS_USERS_DATABASE_URL": urls["TIDINGS_USERS_DATABASE_URL"],
         "TIDINGS_USERS_LISTEN": users_at,
         "TIDINGS_USERS_METRICS_ADDRESS": listen_address(settings.host, settings.users_metrics_port),
     }
     notifications = {
+        **tracing,
         "TIDINGS_NOTIFICATIONS_DATABASE_URL": urls["TIDINGS_NOTIFICATIONS_DATABASE_URL"],
         "TIDINGS_NOTIFICATIONS_LISTEN": notifications_at,
         "TIDINGS_NOTIFICATIONS_METRICS_ADDRESS": listen_address(settings.host, settings.notifications_metrics_port),

@@ -21,6 +21,8 @@ class DevstackSettings(Settings):
     host: str = Field("127.0.0.1", min_length=1, description="loopback IP address that every part listens on")
     users_port: int = Field(50051, ge=1, le=65535, description="gRPC port of the user service")
     notifications_port: int = Field(50052, ge=1, le=65535, description="gRPC port of the notification service")
+    console_port: int = Field(8080, ge=1, le=65535, description="HTTP port of the console")
+    otlp_port: int = Field(4319, ge=1, le=65535, description="port on which the console takes spans, OTLP by gRPC")
     smtp_port: int = Field(2525, ge=1, le=65535, description="SMTP port of the mail catcher")
     users_metrics_port: int = Field(9464, ge=1, le=65535, description="port of the user service's metrics")
     notifications_metrics_port: int = Field(

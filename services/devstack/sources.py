@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGES = ("devstack", "notification_service", "servicekit", "tidings", "user_service")
+PACKAGES = ("console", "devstack", "notification_service", "servicekit", "tidings", "user_service")
 
 ROOT = Path(__file__).resolve().parents[1]
 

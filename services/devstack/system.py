@@ -1,7 +1,8 @@
 """The whole system in the foreground: what starts in which order, and what stops in which.
 
-Start: Postgres, migrations, then the mail catcher and the services. Stop: the services, the mail catcher, Postgres. A
-part is stopped only when all that lean on it are gone, whatever ends the run: a signal, a failed part, an error here.
+Start: Postgres, then the mail catcher, migrations, the console and the services. Stop: the services, the console, the
+mail catcher, Postgres. A part is stopped only when all that lean on it are gone, whatever ends the run: a signal, a
+failed part, an error here.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def _exports(settings: DevstackSettings) -> list[str]:
 def _welcome(settings: DevstackSettings, server: postgres.Postgres, seconds: float) -> list[str]:
     users_at = parts.listen_address(settings.host, settings.users_port)
     notifications_at = parts.listen_address(settings.host, settings.notifications_port)
+    console_at = parts.listen_address(settings.host, settings.console_port)
     smtp_at = parts.listen_address(settings.host, settings.smtp_port)
     metrics_at = [
         parts.listen_address(settings.host, port)
@@ -100,6 +102,7 @@ def _welcome(settings: DevstackSettings, server: postgres.Postgres, seconds: flo
     ]
     return [
         f"Tidings is ready, {seconds:.1f} s after its start.",
+        f"  console               http://{console_at}/",
         f"  user service          {users_at}  (gRPC tidings.users.v1.UserService)",
         f"  notification service  {notifications_at}  (gRPC tidings.notifications.v1.NotificationService)",
         f"  mail catcher          {smtp_at}  (SMTP; messages in {settings.mail_dir})",
@@ -144,9 +147,11 @@ async def _up(settings: DevstackSettings, console: Console, failed: asyncio.Futu
         await stack.enter_async_context(_background(following))
         mail_ready = await keep(parts.mail_part(settings, console))
         await parts.migrate(settings, console, server)
+        # Before the services and longer than they: it takes their spans, the last ones too.
+        console_ready = await keep(parts.console_part(settings, console))
         services_ready = await keep(*parts.service_parts(settings, console, server))
-        await mail_ready()
-        await services_ready()
+        for ready in (mail_ready, services_ready, console_ready):
+            await ready()
         console.block(_welcome(settings, server, time.monotonic() - began))
         await asyncio.Event().wait()
 

@@ -1,4 +1,4 @@
-"""Probes asked as a kubelet asks them: gRPC health without TLS, a TCP connection, a command inside the container."""
+"""Probes asked as a kubelet asks them: gRPC health without TLS, HTTP, TCP, a command inside the container."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ async def ask(
         async with asyncio.timeout(timeout):
             if "grpc" in probe:
                 return await ask_grpc(f"{address}:{probe['grpc']['port']}", probe["grpc"].get("service", ""), timeout)
+            if "httpGet" in probe:
+                port = probe["httpGet"]["port"]
+                return await ask_http(address, ports.get(port, port), probe["httpGet"]["path"])
             if "tcpSocket" in probe:
                 port = probe["tcpSocket"]["port"]
                 _, writer = await asyncio.open_connection(address, ports.get(port, port))
@@ -32,6 +35,17 @@ async def ask(
         return f"no answer within {timeout:g} s"
     except (OSError, DockerError) as error:
         return str(error)
+
+
+async def ask_http(address: str, port: int, path: str) -> str | None:
+    """None if the answer is a success, or the line that it begins with."""
+    reader, writer = await asyncio.open_connection(address, port)
+    try:
+        writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        line = (await reader.readline()).decode(errors="replace").strip()
+    finally:
+        writer.close()
+    return None if line.split()[1:2] and 200 <= int(line.split()[1]) < 400 else f"answered {line!r}"
 
 
 async def ask_grpc(target: str, service: str, timeout: float) -> str | None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.containers.docker import Docker
 from tests.harness import until
+from tests.manifests.objects import ROOT
 
 _RESTRICTED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--tmpfs", "/tmp")
 
@@ -92,6 +93,11 @@ async def test_without_settings_each_ends_with_a_line(
 async def test_what_else_it_runs(docker: Docker, image: str, arguments: tuple[str, ...]) -> None:
     code, output = await _run(docker, image, *arguments)
     assert code == 0, output
+
+
+async def test_the_console_has_its_page(docker: Docker, image: str) -> None:
+    found = await _python(docker, image, "from console.app import STATIC; print(len(list(STATIC.iterdir())))")
+    assert int(found) == len(list((ROOT / "services" / "console" / "static").iterdir()))
 
 
 async def test_sigterm_ends_a_migration_that_waits(docker: Docker, image: str) -> None:

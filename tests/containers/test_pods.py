@@ -14,7 +14,7 @@ from tests.containers.probes import ask_grpc
 from tests.e2e.containers import ContainersDriver
 from tests.e2e.steps import Site
 
-_APPS = ("user-service", "notification-service", "mail-catcher")
+_APPS = ("user-service", "notification-service", "mail-catcher", "console")
 _SERVICES = _APPS[:2]
 _HEALTH = 8080
 

@@ -15,7 +15,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
-from devstack.parts import ask_health, ask_smtp
+from devstack.parts import ask_health, ask_http, ask_smtp
 from tests.harness import ServiceProcess, free_port, until
 from tests.harness.metrics import parsed, read_url
 
@@ -25,6 +25,7 @@ class Run(ServiceProcess):
 
     def __init__(self, data_dir: Path, **environment: str) -> None:
         self.users_port, self.notifications_port, self.smtp_port = free_port(), free_port(), free_port()
+        self.console_port = free_port()
         self.data_dir = data_dir
         ports = {
             "TIDINGS_DEVSTACK_DATA_DIR": str(data_dir),
@@ -33,6 +34,8 @@ class Run(ServiceProcess):
             "TIDINGS_DEVSTACK_SMTP_PORT": str(self.smtp_port),
             "TIDINGS_DEVSTACK_USERS_METRICS_PORT": str(free_port()),
             "TIDINGS_DEVSTACK_NOTIFICATIONS_METRICS_PORT": str(free_port()),
+            "TIDINGS_DEVSTACK_CONSOLE_PORT": str(self.console_port),
+            "TIDINGS_DEVSTACK_OTLP_PORT": str(free_port()),
         }
         super().__init__("devstack", "run", environment={**ports, **environment})
 
@@ -97,6 +100,8 @@ def _refused(data_dir: Path, **environment: str) -> tuple[int, str]:
         ("TIDINGS_DEVSTACK_SMTP_PORT", "mail-catcher"),
         ("TIDINGS_DEVSTACK_USERS_METRICS_PORT", "user-service"),
         ("TIDINGS_DEVSTACK_NOTIFICATIONS_METRICS_PORT", "notification-service"),
+        ("TIDINGS_DEVSTACK_CONSOLE_PORT", "console"),
+        ("TIDINGS_DEVSTACK_OTLP_PORT", "console"),
     ],
 )
 def test_a_taken_port_is_refused_before_anything_starts(short_dir: Path, setting: str, part: str) -> None:
@@ -168,8 +173,11 @@ async def test_the_whole_system(run: Run) -> None:
     assert await ask_smtp("127.0.0.1", run.smtp_port) is None
     served = [parsed(await read_url(url)) for line in run.lines for url in re.findall(r"http://\S+/metrics", line)]
     assert [one.value("tidings_ready") for one in served] == [1, 1]
+    assert await ask_http("127.0.0.1", run.console_port) is None
+    [said] = [at for at, line in enumerate(run.lines) if "Tidings is ready" in line]
+    assert run.lines[said + 1].split() == ["console", f"http://127.0.0.1:{run.console_port}/"]
     first = run.processes()
-    assert sorted(first) == ["devstack", "notification_service", "user_service"]
+    assert sorted(first) == ["console", "devstack", "notification_service", "user_service"]
     with psycopg.connect(run.postgres_url(), autocommit=True) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS n")
 
@@ -203,7 +211,12 @@ async def test_the_whole_system(run: Run) -> None:
     assert not any(process.is_running() for process in left.values())
     await until(lambda: not psutil.pid_exists(postgres_pid), 2.0)
     stops = [line.rpartition("| ")[2] for line in run.lines if "| stopped " in line]
-    assert stops == ["stopped user-service and notification-service", "stopped mail-catcher", "stopped postgres"]
+    assert stops == [
+        "stopped user-service and notification-service",
+        "stopped console",
+        "stopped mail-catcher",
+        "stopped postgres",
+    ]
     run.lines.clear()
     await run.launch()
     await run.line("Tidings is ready")

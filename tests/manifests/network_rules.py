@@ -20,6 +20,12 @@ SMOKE_TEST = Pod(
     {"containers": []},
 )
 _POSTGRES_PORT = 5432
+# Settings that name a service of ours.
+_ADDRESSES = (
+    "TIDINGS_NOTIFICATIONS_USERS_ADDRESS",
+    "TIDINGS_CONSOLE_USERS_ADDRESS",
+    "TIDINGS_CONSOLE_NOTIFICATIONS_ADDRESS",
+)
 
 Talk = tuple[str, str, int]
 
@@ -40,9 +46,10 @@ def talks(objects: Sequence[Object]) -> set[Talk]:
                 # The operator's Service for the server that takes writes.
                 host = values["PGHOST"].removesuffix("-rw")
                 found.add((source, host, int(values.get("PGPORT", _POSTGRES_PORT))))
-            if address := values.get("TIDINGS_NOTIFICATIONS_USERS_ADDRESS"):
-                host, _, port = address.rpartition("/")[2].rpartition(":")
-                found.add((source, host, int(port)))
+            for name in _ADDRESSES:
+                if address := values.get(name):
+                    host, _, port = address.rpartition("/")[2].rpartition(":")
+                    found.add((source, host, int(port)))
             mail = values.get("TIDINGS_NOTIFICATIONS_SMTP_HOST", "")
             if mail and "." not in mail:
                 found.add((source, mail, int(values["TIDINGS_NOTIFICATIONS_SMTP_PORT"])))

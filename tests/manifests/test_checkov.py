@@ -23,7 +23,7 @@ _TIMEOUT = 300
 # The certificates that a company's proxy is known by, as `make setup` has it.
 _ENVIRONMENT = os.environ | ({"UV_SYSTEM_CERTS": "true"} if Path("/etc/ssl/certs/ca-certificates.crt").exists() else {})
 
-_OURS = {"mail-catcher", "migrations", "notification-service", "smoke-test", "user-service"}
+_OURS = {"console", "mail-catcher", "migrations", "notification-service", "smoke-test", "user-service"}
 _OTHERS = {"grafana", "jaeger", "otel-collector", "postgres", "postgres-exporter", "prometheus"}
 
 # By check: why it is not followed, and by which pods.

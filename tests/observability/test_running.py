@@ -251,7 +251,7 @@ async def test_every_query_has_an_answer_and_no_alert_fires(
         return not problems
 
     try:
-        await until(all_answered, 20, "every query has an answer", poll=0.5)
+        await until(all_answered, 40, "every query has an answer", poll=0.5)
     except AssertionError:
         raise AssertionError("\n".join(problems)) from None
     finally:

@@ -164,13 +164,20 @@ def test_an_overlay_is_rendered_as_for_a_release(tmp_path: Path) -> None:
     assert {one["metadata"].get("namespace", "elsewhere") for one in rendered} == {"elsewhere"}
     assert [one["metadata"]["name"] for one in rendered if one["kind"] == "Namespace"] == ["elsewhere"]
     assert job_name(rendered).endswith("1.2")
-    assert json.dumps(rendered).count('"registry.example/tidings:1.2"') == 6
+    assert json.dumps(rendered).count('"registry.example/tidings:1.2"') == 7
 
 
 def test_the_steps_are_tried_without_what_watches(tmp_path: Path) -> None:
     made = arranged(Overlay(tmp_path, "kind", "elsewhere").render("tidings:1"), "tidings:1")
     workloads = {one["metadata"]["name"] for one in made if one["kind"] in {"Deployment", "StatefulSet", "Job"}}
-    assert workloads == {"postgres", "mail-catcher", "migrations-1", "user-service", "notification-service"}
+    assert workloads == {
+        "console",
+        "mail-catcher",
+        "migrations-1",
+        "notification-service",
+        "postgres",
+        "user-service",
+    }
     # Whoever sends traces sends them to the receiver of the steps.
     assert "otel-collector:" not in json.dumps([one for one in made if one["kind"] != "ConfigMap"])
     assert {

@@ -194,12 +194,13 @@ async def open_page(chromium: Browser, site: Site) -> AsyncIterator[OpenPage]:
         if message.type in ("error", "warning"):
             trouble.append(f"{message.type}: {message.text}")
 
-    async def opened(view: str = "", url: str = site.url, **options: Any) -> Page:
+    async def opened(view: str = "", url: str = site.url, *, may_complain: bool = False, **options: Any) -> Page:
         context = await chromium.new_context(viewport=options.pop("viewport", None) or SIZE, **options)
         contexts.append(context)
         context.set_default_timeout(_PATIENCE)
         page = await context.new_page()
-        page.on("console", noted)
+        if not may_complain:
+            page.on("console", noted)
         page.on("pageerror", lambda error: trouble.append(f"exception: {error}"))
         page.on("dialog", lambda dialog: trouble.append(f"a script ran: {dialog.message}"))
         await page.goto(f"{url}{view}")

@@ -229,6 +229,25 @@ async def test_a_hanging_service_is_told_from_one_that_is_down(site: Site, open_
     await expect(card.locator(".word")).to_have_text("Up")
 
 
+async def test_a_page_without_its_console_says_so_and_goes_on_when_it_is_back(site: Site, open_page: OpenPage) -> None:
+    await site.create("before-the-loss")
+    # The browser itself complains of connections that are refused.
+    page = await open_page(may_complain=True)
+    await expect(_row(page, "before-the-loss")).to_have_count(1)
+    connection = page.locator("#connection")
+    await site.console.kill(signal.SIGKILL)
+    try:
+        await expect(connection).to_contain_text("Console not reachable since")
+        await expect(_row(page, "before-the-loss")).to_have_count(1)
+        await site.create("meanwhile")
+    finally:
+        await site.console.launch()
+        await site.console.wait_serving()
+    await expect(connection).to_have_text("Live")
+    await expect(_row(page, "meanwhile")).to_have_count(1)
+    await expect(_row(page, "before-the-loss")).to_have_count(1)
+
+
 async def test_what_users_call_themselves_stays_text(site: Site, open_page: OpenPage) -> None:
     name = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     await site.create("mallory", name)
@@ -414,6 +433,8 @@ async def test_where_spans_go_to_jaeger_traces_are_links(site: Site, open_page: 
         await _open_event(page, "elsewhere")
         link = page.get_by_role("link", name="Open the trace in Jaeger")
         await expect(link).to_have_attribute("href", re.compile(r"https://jaeger\.example\.com/ui/trace/[0-9a-f]{32}"))
+        # A page that outlives its console complains of that.
+        await page.close()
     finally:
         await services.stop()
 

@@ -36,7 +36,7 @@ _STARTING = "starting"
 _STOPPING = "stopping"
 
 # A look that comes later than it should by so much was not late by itself: the process did not run. Seconds.
-_PAUSED = 2.0
+_PAUSED = 1.0
 
 
 class Health:

@@ -70,7 +70,11 @@ async def _some_life(stub: Stub) -> list[str]:
 
 
 def _shard(event: users_pb2.UserEvent, count: int) -> int:
-    return zlib.crc32(uuid.UUID(event.user.id).bytes) % count
+    return _shard_of(event.user.id, count)
+
+
+def _shard_of(user_id: str, count: int) -> int:
+    return zlib.crc32(uuid.UUID(user_id).bytes) % count
 
 
 _CASES: dict[str, tuple[Callable[[list[str]], dict[str, object]], Callable[[Event, list[str]], bool]]] = {
@@ -89,10 +93,19 @@ _CASES: dict[str, tuple[Callable[[list[str]], dict[str, object]], Callable[[Even
             event.type == Event.DELETED or (event.type == Event.UPDATED and "labels" in event.changed_fields)
         ),
     ),
-    "shard": (lambda ids: {"shard": {"index": 1, "count": 3}}, lambda event, ids: _shard(event, 3) == 1),
+    # That of the first user, for another may hold nobody.
+    "shard": (
+        lambda ids: {"shard": {"index": _shard_of(ids[0], 3), "count": 3}},
+        lambda event, ids: _shard(event, 3) == _shard_of(ids[0], 3),
+    ),
     "users, types and shard": (
-        lambda ids: {"filter": {"user_ids": ids, "types": ["CREATED"]}, "shard": {"index": 0, "count": 2}},
-        lambda event, ids: event.user.id in ids and event.type == Event.CREATED and _shard(event, 2) == 0,
+        lambda ids: {
+            "filter": {"user_ids": ids, "types": ["CREATED"]},
+            "shard": {"index": _shard_of(ids[0], 2), "count": 2},
+        },
+        lambda event, ids: (
+            event.user.id in ids and event.type == Event.CREATED and _shard(event, 2) == _shard_of(ids[0], 2)
+        ),
     ),
 }
 

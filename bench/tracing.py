@@ -13,7 +13,7 @@ from bench import filling
 from bench.measure import Sizes, Value, ratios
 from bench.stack import Stack
 
-SIZES = Sizes(rounds=7, seconds=4, events=300_000)
+SIZES = Sizes(rounds=9, seconds=4, events=300_000)
 QUICK = Sizes(rounds=3, seconds=2, events=50_000)
 
 _CALLERS = 64
@@ -40,13 +40,13 @@ async def run(stack: Stack, sizes: Sizes) -> AsyncIterator[Value]:
     created: defaultdict[str, list[float]] = defaultdict(list)
     read: defaultdict[str, list[float]] = defaultdict(list)
     for number in range(-1, sizes.rounds):
-        for name, address in creating.items():
+        for name, address in _by_turns(creating, number):
             calls = await stack.run("create", [address], callers=_CALLERS, seconds=sizes.seconds)
             if number >= 0:
                 created[name].append(calls["per_second"])
     await filling.sealed(log)
     for number in range(-1, sizes.rounds):
-        for name, address in reading.items():
+        for name, address in _by_turns(reading, number):
             replay = await stack.measure("bench.reading", "feed", "--address", address, "--events", sizes.events)
             if number >= 0:
                 read[name].append(sizes.events / replay["seconds"])
@@ -55,3 +55,10 @@ async def run(stack: Stack, sizes: Sizes) -> AsyncIterator[Value]:
             yield Value(f"{what}, traces {name}", unit, tuple(values))
         for name in _SHARES:
             yield ratios(f"{what}, traces {name} / {_OFF}", measured[name], measured[_OFF])
+
+
+def _by_turns(addresses: dict[str, str], number: int) -> list[tuple[str, str]]:
+    """Each is first, second and third equally often: who comes first finds colder caches."""
+    named = list(addresses.items())
+    first = number % len(named)
+    return named[first:] + named[:first]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-
 import grpc
 import grpc.aio
 import uvloop
 
+from bench import serving
 from tidings.users.v1 import users_pb2
 
 
@@ -25,11 +23,7 @@ async def serve() -> None:
     )
     service = users_pb2.DESCRIPTOR.services_by_name["UserService"].full_name
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"CreateUser": handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    sys.stdout.write(f"127.0.0.1:{port}\n")
-    sys.stdout.flush()
-    await asyncio.Event().wait()
+    await serving.serve(server)
 
 
 if __name__ == "__main__":

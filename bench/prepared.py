@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 
 import grpc
 import grpc.aio
 import uvloop
 
-from bench import filling
+from bench import filling, serving
 from tidings.users.v1 import users_pb2
 
 
@@ -46,11 +45,7 @@ async def serve(streams: int, messages: int, batch: int) -> None:
         "WatchUsers": grpc.unary_stream_rpc_method_handler(watch)
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    sys.stdout.write(f"127.0.0.1:{port}\n")
-    sys.stdout.flush()
-    await asyncio.Event().wait()
+    await serving.serve(server)
 
 
 def main() -> None:

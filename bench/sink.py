@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-
 import grpc
 import grpc.aio
 import uvloop
+
+from bench import serving
 
 
 async def _take(request: bytes, context: object) -> bytes:
@@ -23,11 +22,7 @@ async def serve() -> None:
     """Prints its address, then serves until it is ended."""
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     server.add_generic_rpc_handlers((_All(),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    sys.stdout.write(f"127.0.0.1:{port}\n")
-    sys.stdout.flush()
-    await asyncio.Event().wait()
+    await serving.serve(server)
 
 
 if __name__ == "__main__":

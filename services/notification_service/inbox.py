@@ -18,6 +18,7 @@ import psycopg
 from notification_service import metrics, store, tracing
 from notification_service.compose import Composer
 from notification_service.domain import Cursor, Notification
+from servicekit import telemetry
 from servicekit.database import Connection
 from tidings.client import Batch
 from tidings.users.v1 import users_pb2
@@ -39,10 +40,10 @@ class Inbox:
 
     async def store(self, connection: Connection, cursor: Cursor, batch: Batch) -> Cursor:
         """Processes a batch that follows `cursor`; returns the cursor after it. Raises CursorMovedError."""
-        with metrics.processing(cursor.position, batch), tracing.processing(batch.events) as origins:
-            composed = await self._compose(batch.events, origins)
+        with metrics.processing(cursor.position, batch), tracing.processing(batch.events) as spans:
+            composed = await self._compose(batch.events, spans)
             try:
-                with tracing.storing(origins, len(batch.events)):
+                with tracing.storing(spans, len(batch.events)):
                     after = await self._write(connection, cursor, batch, composed)
             except BaseException:
                 await _roll_back(connection)
@@ -51,11 +52,11 @@ class Inbox:
             self._stored()
         return after
 
-    async def _compose(self, events: Sequence[users_pb2.UserEvent], origins: tracing.Origins) -> list[Notification]:
+    async def _compose(self, events: Sequence[users_pb2.UserEvent], spans: tracing.Spans) -> list[Notification]:
         composed: list[Notification] = []
         for number, event in enumerate(events, 1):
-            if event.id in origins:
-                event.trace_parent, event.trace_state = origins[event.id]
+            if (span := spans.get(event.id)) is not None:
+                event.trace_parent, event.trace_state = telemetry.carried(span.get_span_context())
             composed += self._composer.compose(event)
             if number % _EVENTS_PER_TURN == 0:
                 await asyncio.sleep(0)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
 from notification_service.channels import Outcome
@@ -30,16 +32,16 @@ _PROCESS: dict[str, str | int] = {
 
 _tracer = trace.get_tracer(__name__)
 
-# `(traceparent, tracestate)` of the processing of an event, by its id.
-Origins = Mapping[str, tuple[str, str]]
+# The processing of each sampled event, by the event's id.
+Spans = Mapping[str, Span]
 
 
 @contextmanager
-def processing(events: Sequence[users_pb2.UserEvent]) -> Iterator[Origins]:
-    """The spans of the sampled events of a batch, and what their notifications carry on."""
+def processing(events: Sequence[users_pb2.UserEvent]) -> Iterator[Spans]:
+    """The spans of the sampled events of a batch."""
     spans = _process_spans(events) if telemetry.enabled() else {}
     try:
-        yield {id_: telemetry.carried(span.get_span_context()) for id_, span in spans.items()}
+        yield spans
     except BaseException as error:
         for span in spans.values():
             telemetry.failed(span, error)
@@ -65,16 +67,16 @@ def _process_spans(events: Sequence[users_pb2.UserEvent]) -> dict[str, Span]:
 
 
 @contextmanager
-def storing(origins: Origins, events: int) -> Iterator[None]:
+def storing(spans: Spans, events: int) -> Iterator[None]:
     """The span of the transaction that stores what became of so many events."""
-    if not origins:
+    if not spans:
         yield
         return
-    parents = [telemetry.extract(*origin) for origin in origins.values()]
-    links = [Link(trace.get_current_span(parent).get_span_context()) for parent in parents[:_MOST_LINKS]]
+    first, *_ = spans.values()
+    links = [Link(span.get_span_context()) for span in islice(spans.values(), _MOST_LINKS)]
     with _tracer.start_as_current_span(
         "store inbox",
-        context=parents[0] if events == 1 else telemetry.sampled(),
+        context=trace.set_span_in_context(first, Context()) if events == 1 else telemetry.sampled(),
         links=[] if events == 1 else links,
         attributes={"db.system.name": "postgresql", "messaging.batch.message_count": events},
         record_exception=False,

@@ -28,7 +28,7 @@ from typing import Any, ClassVar, cast
 import grpc.aio
 from pydantic import Field
 
-from servicekit import configfile
+from servicekit import configfile, logs
 from servicekit.configfile import InvalidConfigError
 from servicekit.errors import PermissionDeniedError, UnauthenticatedError
 from servicekit.mounted import Contents, Mounted
@@ -86,7 +86,9 @@ def anyone(call: Call) -> Grant:
 
 
 def admit(source: Source, method: str, call: Call) -> None:
-    """Gives a call its caller's name. Raises UnauthenticatedError or PermissionDeniedError."""
+    """Gives a call, and what is logged meanwhile, its caller's name. Raises UnauthenticatedError or
+    PermissionDeniedError.
+    """
     grant = source(call)
     if grant.methods is not None and method not in grant.methods:
         raise PermissionDeniedError(
@@ -95,6 +97,7 @@ def admit(source: Source, method: str, call: Call) -> None:
             metadata={"method": method, "caller": grant.caller},
         )
     call.caller = grant.caller
+    logs.caller.set(grant.caller)
 
 
 class Tokens:

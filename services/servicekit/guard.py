@@ -48,7 +48,8 @@ def status_of(error: ServiceError) -> status_pb2.Status:
     return status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message, details=details)
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ServiceError) -> None:
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: ServiceError) -> None:
+    """Ends a call with the status of an error."""
     status = rpc_status.to_status(status_of(error))
     await context.abort(status.code, status.details, status.trailing_metadata)
 
@@ -74,7 +75,6 @@ def _guard_unary(source: Source, method: str, behaviour: Callable[..., Awaitable
     async def admitted(request: Any, call: Call) -> Any:
         try:
             admit(source, method, call)
-            logs.caller.set(call.caller)
             return await behaviour(request, call)
         except (ServiceError, grpc.aio.BaseError):
             raise
@@ -91,7 +91,7 @@ def _guard_unary(source: Source, method: str, behaviour: Callable[..., Awaitable
             return await answer(request, Call(context))
         except ServiceError as error:
             code = error.code
-            await _abort(context, error)
+            await abort(context, error)
         except BaseException as error:
             code = _code(error, context)
             raise
@@ -108,23 +108,22 @@ def _guard_stream(source: Source, method: str, behaviour: Callable[..., AsyncIte
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         telemetry.suppress()
         began, code = perf_counter(), "OK"
-        metrics.stream_began(method)
+        metrics.streams_changed(method, 1)
         try:
             call = Call(context)
             admit(source, method, call)
-            logs.caller.set(call.caller)
             async for message in behaviour(request, call):
                 yield message
         except ServiceError as error:
             code = error.code
-            await _abort(context, error)
+            await abort(context, error)
         except BaseException as error:
             code = _code(error, context)
             if isinstance(error, grpc.aio.BaseError) or not isinstance(error, Exception):
                 raise
-            await _abort(context, _unexpected(method, error))
+            await abort(context, _unexpected(method, error))
         finally:
-            metrics.stream_began(method, -1)
+            metrics.streams_changed(method, -1)
             ended(code, began)
 
     return guarded

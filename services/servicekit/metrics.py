@@ -9,16 +9,14 @@ either, what is counted is seen by nobody, and what takes a query or a loop of i
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import Counter as Counts
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import psycopg
 
 from servicekit import logs, telemetry
-from servicekit.configfile import InvalidConfigError
 from servicekit.database import Pool
 from servicekit.instruments import Gauge, Histogram, Instrument, Values
 
@@ -77,21 +75,6 @@ def seen() -> bool:
 # The set-up
 
 
-def exporter_name() -> str:
-    """Where metrics are pushed: `otlp`, `console` or `none`. Raises InvalidConfigError."""
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return "none"
-    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
-    name = os.environ.get("OTEL_METRICS_EXPORTER") or ("otlp" if endpoint else "none")
-    if name not in ("otlp", "console", "none"):
-        raise InvalidConfigError(f"OTEL_METRICS_EXPORTER: must be otlp, console or none, not {name!r}")
-    general = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
-    protocol = os.environ.get("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL") or general
-    if name == "otlp" and protocol != "grpc":
-        raise InvalidConfigError(f"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL: must be grpc, not {protocol!r}")
-    return name
-
-
 @contextmanager
 def measuring(service: str, address: str, instruments: Sequence[Instrument]) -> Iterator[None]:
     """Lets a process's instruments, and those of every server, be seen for as long as it is open; pushes them a last
@@ -99,7 +82,7 @@ def measuring(service: str, address: str, instruments: Sequence[Instrument]) -> 
     with exit code 1. Raises InvalidConfigError.
     """
     global _seen
-    exporter = exporter_name()
+    exporter = telemetry.known_exporter("METRICS")
     if exporter == "none" and not address:
         yield
         return
@@ -111,19 +94,19 @@ def measuring(service: str, address: str, instruments: Sequence[Instrument]) -> 
     exporting = metrics_export.exporting(
         telemetry.resource(service), (*INSTRUMENTS, *instruments), exporter=exporter, address=where
     )
-    try:
-        bound = exporting.__enter__()
-    except OSError as error:
-        log.error("metrics address is taken or not allowed", address=address, error=error.strerror)
-        raise SystemExit(1) from None
-    if address:
-        log.info("metrics are served", address=f"{host}:{bound}", path="/metrics")
-    _seen = True
-    try:
-        yield
-    finally:
-        _seen = False
-        exporting.__exit__(None, None, None)
+    with ExitStack() as stack:
+        try:
+            bound = stack.enter_context(exporting)
+        except OSError as error:
+            log.error("metrics address is taken or not allowed", address=address, error=error.strerror)
+            raise SystemExit(1) from None
+        if address:
+            log.info("metrics are served", address=f"{host}:{bound}", path="/metrics")
+        _seen = True
+        try:
+            yield
+        finally:
+            _seen = False
 
 
 def push_once(service: str, instruments: Sequence[Instrument], timeout: float) -> None:
@@ -131,7 +114,7 @@ def push_once(service: str, instruments: Sequence[Instrument], timeout: float) -
     many seconds; raises nothing.
     """
     try:
-        exporter = exporter_name()
+        exporter = telemetry.known_exporter("METRICS")
         if exporter != "none":
             from servicekit import metrics_export
 
@@ -160,8 +143,8 @@ _streams: Counts[Values] = Counts()
 ACTIVE_STREAMS.read = lambda: list(_streams.items())
 
 
-def stream_began(method: str, more: int = 1) -> None:
-    """A stream of a method is open, or with -1 no longer."""
+def streams_changed(method: str, more: int) -> None:
+    """So many more streams of a method are open, or fewer."""
     _streams[(method,)] += more
 
 

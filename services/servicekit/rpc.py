@@ -22,7 +22,6 @@ from grpc_channelz.v1 import channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import aio as reflection
-from grpc_status import rpc_status
 
 from servicekit import guard, logs, metrics
 from servicekit.addresses import is_loopback
@@ -81,8 +80,7 @@ class _Closed(grpc.GenericRpcHandler):
         error = UnavailableError(
             f"the server is starting: {self._health.why('startup')}", reason="STARTING", retry_after=1.0
         )
-        status = rpc_status.to_status(guard.status_of(error))
-        await context.abort(status.code, status.details, status.trailing_metadata)
+        await guard.abort(context, error)
         yield b""
 
 

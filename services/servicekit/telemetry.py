@@ -24,6 +24,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from servicekit.configfile import InvalidConfigError
 from servicekit.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -36,15 +37,27 @@ SAMPLED = contexts.create_key("sampled")
 
 def enabled() -> bool:
     """Whether this process exports spans."""
-    return exporter_name() != "none"
+    return exporter_name("TRACES") != "none"
 
 
-def exporter_name() -> str:
-    """Where spans go: `otlp`, `console`, `none`, or something that is not known."""
+def exporter_name(signal: str) -> str:
+    """Where TRACES or METRICS go: `otlp`, `console`, `none`, or something that is not known."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return "none"
-    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    return os.environ.get("OTEL_TRACES_EXPORTER") or ("otlp" if endpoint else "none")
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
+    return os.environ.get(f"OTEL_{signal}_EXPORTER") or ("otlp" if endpoint else "none")
+
+
+def known_exporter(signal: str) -> str:
+    """The same, `otlp` only by gRPC. Raises InvalidConfigError for what is not known."""
+    name = exporter_name(signal)
+    if name not in ("otlp", "console", "none"):
+        raise InvalidConfigError(f"OTEL_{signal}_EXPORTER: must be otlp, console or none, not {name!r}")
+    general = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
+    protocol = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL") or general
+    if name == "otlp" and protocol != "grpc":
+        raise InvalidConfigError(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL: must be grpc, not {protocol!r}")
+    return name
 
 
 @functools.cache
@@ -90,7 +103,7 @@ def tracing(service: str) -> Iterator[None]:
     # Takes a tenth of a service's start, for nothing where spans are not exported.
     from servicekit import traces_export
 
-    with traces_export.exporting(exporter_name(), resource(service)):
+    with traces_export.exporting(known_exporter("TRACES"), resource(service)):
         yield
 
 

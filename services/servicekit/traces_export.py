@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,14 +17,13 @@ from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
 from servicekit import telemetry
-from servicekit.configfile import InvalidConfigError
 
 _LONGEST_FLUSH = 2.0
 
 
 @contextmanager
 def exporting(name: str, resource: Resource) -> Iterator[None]:
-    """Exports spans by the exporter of a name; flushes them at its end, for at most 2 s. Raises InvalidConfigError."""
+    """Exports spans by the exporter of a name; flushes them at its end, for at most 2 s."""
     exporter = _exporter(name)
     provider = TracerProvider(
         sampler=_Forced(samplers._get_from_env_or_default()), resource=resource, shutdown_on_exit=False
@@ -44,12 +42,6 @@ def exporting(name: str, resource: Resource) -> Iterator[None]:
 def _exporter(name: str) -> SpanExporter:
     if name == "console":
         return ConsoleSpanExporter()
-    if name != "otlp":
-        raise InvalidConfigError(f"OTEL_TRACES_EXPORTER: must be otlp, console or none, not {name!r}")
-    general = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
-    protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or general
-    if protocol != "grpc":
-        raise InvalidConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL: must be grpc, not {protocol!r}")
     # Not needed by whoever prints them.
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 

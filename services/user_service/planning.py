@@ -56,7 +56,6 @@ def plan(batch: list[Waiting], locked: store.Locked, known: Known, deleted_kept:
     """Decides a batch and encodes its events. Answers at once who is refused."""
     moment = domain.moment(locked.time, deleted_kept)
     made = Plan([], [], [], [], [])
-    is_traced = telemetry.enabled()
     position = locked.head
     for waiting in batch:
         unit = waiting.unit
@@ -83,7 +82,7 @@ def plan(batch: list[Waiting], locked: store.Locked, known: Known, deleted_kept:
                 position += 1
                 event_id = uuid7()
                 said = origin
-                if is_traced and unit.independent and (alone := tracing.sending_alone(unit.trace_parent)) is not None:
+                if unit.independent and (alone := tracing.sending_alone(unit.trace_parent)) is not None:
                     said = _origin(unit, alone)
                     made.sends.append(tracing.Sent(alone, position, 1))
                 element = events.encode(change, position, str(event_id), moment.encoded, said)

@@ -27,6 +27,7 @@ _SEND = {
 }
 
 _tracer = trace.get_tracer(__name__)
+_enabled = telemetry.enabled()
 _draw = telemetry.draw()
 
 
@@ -54,7 +55,7 @@ def sending_alone(trace_parent: str) -> Span | None:
     """`send user_events` of one event of an import, the root of a trace if it is sampled: each change has its own.
     Linked to the call, which may make millions, and is not asked whether these are sampled.
     """
-    if _draw is not None and not _draw():
+    if not _enabled or (_draw is not None and not _draw()):
         return None
     caller = trace.get_current_span(telemetry.extract(trace_parent, "")).get_span_context()
     return _tracer.start_span(

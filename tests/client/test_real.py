@@ -171,6 +171,8 @@ async def test_a_snapshot_goes_on_after_a_kill_in_its_middle(
 
         async def kill() -> None:
             await fault.happened()
+            # What was read before is on its way.
+            await until(lambda: len(replica.users) == 250)
             await service.kill()
             fault.release()
             await service.restart()

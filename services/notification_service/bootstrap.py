@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Callable
 import grpc.aio
 import psycopg
 
-from notification_service import endpoints, metrics, reads, reset, rules
-from notification_service.api import NotificationService
+from notification_service import endpoints, metrics, reset, rules
+from notification_service.api.notifications import NotificationService
 from notification_service.channels.email import EmailChannel
 from notification_service.channels.webhook import WebhookChannel
 from notification_service.compose import Composer
@@ -20,6 +20,7 @@ from notification_service.domain import EMAIL, WEBHOOK
 from notification_service.inbox import Inbox
 from notification_service.retries import Policy
 from notification_service.settings import NotificationServiceSettings
+from notification_service.store import reads
 from notification_service.subscriber import LONGEST_PAUSE, Subscriber
 from notification_service.tables import SCHEMA_REVISION
 from notification_service.tail import Tail
@@ -39,7 +40,9 @@ from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 NAME = "tidings-notifications"
-_SERVICE = notifications_pb2.DESCRIPTOR.services_by_name["NotificationService"]
+_SERVICES = tuple(
+    file.services_by_name[name] for file, name in ((notifications_pb2.DESCRIPTOR, "NotificationService"),)
+)
 
 # One lease per lane, the recorder, and one to spare.
 _DISPATCH_CONNECTIONS = 4
@@ -63,14 +66,14 @@ def composer(settings: NotificationServiceSettings) -> Composer:
 
 async def serve(settings: NotificationServiceSettings, composer: Composer) -> int:
     """Runs the service until it is told to stop. Returns the exit code. Raises InvalidConfigError."""
-    entrance = open_entrance(settings, rpc.methods(_SERVICE))
+    entrance = open_entrance(settings, rpc.methods(*_SERVICES))
     users = _users(settings)
     url = settings.database_url.get_secret_value()
     queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, **_QUERY_SESSION)
     dispatch = database.pool(url, f"{NAME}-dispatch", size=_DISPATCH_CONNECTIONS, statement_timeout="10s")
     default_sender = settings.mail_from == NotificationServiceSettings.model_fields["mail_from"].default
     notes = (*entrance.notes, *(["default-sender"] if default_sender else []))
-    health = Health(_SERVICE.full_name, SCHEMA_REVISION, notes)
+    health = Health((one.full_name for one in _SERVICES), SCHEMA_REVISION, notes)
     async with rpc.open_door(entrance, health) as door:
         if door is None:
             return 1
@@ -163,7 +166,7 @@ async def _serve(
     subscriber = Subscriber(
         url, Inbox(composer, stored), open_feed=open_feed, log_id=log_id, patience=settings.standby_patience
     )
-    rpc.add_tools(door, _SERVICE)
+    rpc.add_tools(door, *_SERVICES)
     guard.add(
         door.server,
         door.entrance.source,

@@ -21,10 +21,11 @@ from typing import TypeVar
 
 import psycopg
 
-from notification_service import metrics, retries, store, tracing
+from notification_service import metrics, retries, tracing
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.domain import Ended, Leased, Result, State
 from notification_service.retries import Policy
+from notification_service.store import leases
 from servicekit import logs, tasks
 from servicekit.database import Connection, Pool
 
@@ -122,7 +123,7 @@ class Dispatcher:
     async def _take(self, connection: Connection, lane: _Running, most: int) -> list[Leased]:
         if self._draining:
             return []
-        return await store.lease(
+        return await leases.lease(
             connection, lane.name, most, seconds=self._lease, max_tries=self._policy.tries, busy=list(lane.busy)
         )
 
@@ -180,7 +181,7 @@ class Dispatcher:
             self._any_ended.clear()
             while batch := self._ended[:_MOST_RECORDED]:
                 ended = [one for _, one in batch]
-                recorded = await self._retried(lambda connection: store.record(connection, ended))  # noqa: B023
+                recorded = await self._retried(lambda connection: leases.record(connection, ended))  # noqa: B023
                 for one in ended:
                     if one.id not in recorded:
                         log.warning("outcome dropped: the lease was lost", delivery_id=str(one.id), attempt=one.number)
@@ -193,7 +194,7 @@ class Dispatcher:
     async def tidy(self) -> None:
         """Parks what no attempt of ever had an answer."""
         while True:
-            parked = await self._retried(lambda connection: store.park_exhausted(connection, self._policy.tries))
+            parked = await self._retried(lambda connection: leases.park_exhausted(connection, self._policy.tries))
             for identity in parked:
                 log.warning("delivery parked", delivery_id=str(identity), reason="the last attempt had no answer")
             await asyncio.sleep(self._lease / 2)

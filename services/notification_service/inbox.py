@@ -15,9 +15,10 @@ from datetime import UTC
 
 import psycopg
 
-from notification_service import metrics, store, tracing
+from notification_service import metrics, tracing
 from notification_service.compose import Composer
 from notification_service.domain import Cursor, Notification
+from notification_service.store import feed
 from servicekit import telemetry
 from servicekit.database import Connection
 from tidings.client import Batch
@@ -65,7 +66,7 @@ class Inbox:
     async def _write(
         self, connection: Connection, cursor: Cursor, batch: Batch, composed: Sequence[Notification]
     ) -> Cursor:
-        locked, known = await store.lock_cursor(connection, [one.id for one in composed])
+        locked, known = await feed.lock_cursor(connection, [one.id for one in composed])
         if (locked.position, locked.resume_token) != (cursor.position, cursor.resume_token):
             raise CursorMovedError(f"the cursor is at {locked.position}, not at {cursor.position}")
         # Known are those of events that came before under another position: of a log that was restored.
@@ -78,7 +79,7 @@ class Inbox:
             delivery_position=locked.delivery_position + sum(len(one.deliveries) for one in new),
         )
         time = batch.events[-1].commit_time.ToDatetime(tzinfo=UTC) if batch.events else None
-        await store.write_inbox(connection, new, locked, after, time)
+        await feed.write_inbox(connection, new, locked, after, time)
         return after
 
 

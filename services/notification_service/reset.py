@@ -19,8 +19,8 @@ from typing import Literal
 
 import grpc.aio
 
-from notification_service import store
 from notification_service.domain import Cursor
+from notification_service.store import feed
 from servicekit.database import Connection
 from tidings.client import ApiError, FeedError, UserFeed, Users
 
@@ -52,7 +52,7 @@ async def reset(connection: Connection, users: grpc.aio.Channel, to: Start, conf
     """Moves the cursor if `confirm` agrees to what that means. Returns the new one. Raises ResetError, or what the
     database says.
     """
-    before = await store.read_cursor(connection)
+    before = await feed.read_cursor(connection)
     try:
         async with asyncio.timeout(_TIMEOUT):
             after = await _place(before, users, to)
@@ -62,12 +62,12 @@ async def reset(connection: Connection, users: grpc.aio.Channel, to: Start, conf
         raise ResetError(f"the user service has not answered within {_TIMEOUT:g} s") from None
     if not confirm("\n".join(effects(before, after))):
         raise ResetError("nothing is changed: answer with y, or give --yes")
-    locked, _ = await store.lock_cursor(connection, [])
+    locked, _ = await feed.lock_cursor(connection, [])
     if _where(locked) != _where(before):
         await connection.execute("ROLLBACK")
         raise ResetError(f"nothing is changed: meanwhile the cursor was moved to {locked.position}")
     after = replace(locked, log_id=after.log_id, resume_token=after.resume_token, position=after.position)
-    await store.write_inbox(connection, [], locked, after, None)
+    await feed.write_inbox(connection, [], locked, after, None)
     return after
 
 

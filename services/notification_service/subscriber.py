@@ -19,9 +19,10 @@ from dataclasses import replace
 import grpc.aio
 import psycopg
 
-from notification_service import metrics, store
+from notification_service import metrics
 from notification_service.domain import Cursor
 from notification_service.inbox import CursorMovedError, Inbox
+from notification_service.store import feed
 from servicekit import database, logs, tasks
 from servicekit.database import Connection
 from tidings.client import Batch, CursorStore, FeedError, FeedRefusedError, GapError
@@ -129,7 +130,7 @@ class Subscriber:
             self.refused = f"the user feed cannot be followed: {reason}"
             advice = _ADVICE.get(reason, f"look at the user service's log; {_RESET}")
             log.error("the user feed cannot be followed", error=f"{type(error).__name__}: {error}", do=advice)
-        stuck_at = await store.read_cursor(connection)
+        stuck_at = await feed.read_cursor(connection)
         until = asyncio.get_running_loop().time() + _REFUSED_PAUSE
         while asyncio.get_running_loop().time() < until:
             tasks.beat()
@@ -139,17 +140,17 @@ class Subscriber:
 
     async def _was_moved(self, connection: Connection, cursor: Cursor) -> bool:
         """Whether somebody else has moved the cursor: then what was refused here is over."""
-        now = await store.read_cursor(connection)
+        now = await feed.read_cursor(connection)
         if (now.log_id, now.resume_token) == (cursor.log_id, cursor.resume_token):
             return False
         self.refused = ""
         return True
 
     async def _follow(self, connection: Connection) -> None:
-        cursor = await store.read_cursor(connection)
+        cursor = await feed.read_cursor(connection)
         await self._stand_by(connection, cursor)
         # Read again, for while this replica stood by another moved it.
-        cursor = await store.read_cursor(connection)
+        cursor = await feed.read_cursor(connection)
         if cursor.log_id is None:
             cursor = replace(cursor, log_id=await self._log_id())
         log.info("following the user feed", position=cursor.position)
@@ -172,12 +173,12 @@ class Subscriber:
     async def _stand_by(self, connection: Connection, cursor: Cursor) -> None:
         """Returns when this replica is the one to subscribe; `cursor` is where it stood before."""
         said = False
-        while not await store.try_subscribe(connection):
+        while not await feed.try_subscribe(connection):
             tasks.beat()
             if self.refused:
                 await self._was_moved(connection, cursor)
             metrics.stands_by()
-            if await store.silence(connection) > self._patience:
+            if await feed.silence(connection) > self._patience:
                 log.warning("taking over: the replica that subscribes has stored nothing for long")
                 return
             if not said:

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import UUID
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0007"
 
 NAMING = {
     "ix": "%(table_name)s_%(column_0_N_name)s_idx",

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from notification_service import reads
+from notification_service.store import reads
 from servicekit import logs, tasks
 from servicekit.database import Pool
 from tidings.notifications.v1 import notifications_pb2

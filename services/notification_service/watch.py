@@ -16,7 +16,8 @@ from typing import Literal
 
 import psycopg
 
-from notification_service import errors, reads, tokens
+from notification_service import errors, tokens
+from notification_service.store import reads
 from notification_service.tail import Tail
 from servicekit.database import Pool
 from servicekit.streams import Life

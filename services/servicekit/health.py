@@ -5,7 +5,7 @@
 | `liveness` | the process answers, and no loop of it is stuck |
 | `startup` | the schema is there and calls are taken |
 | `balancing` | calls are taken, and it has not begun to stop |
-| `readiness`, `""`, the service's own | callers should be sent here |
+| `readiness`, `""`, each service's own | callers should be sent here |
 
 The reason for a NOT_SERVING is in the log, and in the trailing metadata of a Check, with what `tidings doctor`
 compares: the time here, the schema, and what of the settings is only right on one's own machine. Everybody may ask, so
@@ -40,10 +40,12 @@ _PAUSED = 1.0
 
 
 class Health:
-    """Why each name is not SERVING; empty if it is. It begins alive and not started. `service` is its full name."""
+    """Why each name is not SERVING; empty if it is. It begins alive and not started. `services` are their full
+    names.
+    """
 
-    def __init__(self, service: str, schema_required: str, notes: Iterable[str] = ()) -> None:
-        self._ready_names = ("", "readiness", service)
+    def __init__(self, services: Iterable[str], schema_required: str, notes: Iterable[str] = ()) -> None:
+        self._ready_names = ("", "readiness", *services)
         self._why = dict.fromkeys(("startup", "balancing", *self._ready_names), _STARTING) | {"liveness": ""}
         self._closed = False
         self._was_ready = False

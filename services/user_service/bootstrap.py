@@ -46,7 +46,7 @@ async def serve(settings: UserServiceSettings) -> int:
     url = settings.database_url.get_secret_value()
     queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, statement_timeout="10s")
     history = database.pool(url, f"{NAME}-history", size=settings.catch_up_readers, **_HISTORY_SESSION)
-    health = Health(_SERVICE.full_name, SCHEMA_REVISION, entrance.notes)
+    health = Health((_SERVICE.full_name,), SCHEMA_REVISION, entrance.notes)
     async with rpc.open_door(entrance, health) as door:
         if door is None:
             return 1

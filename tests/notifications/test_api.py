@@ -15,10 +15,10 @@ from google.protobuf import duration_pb2, empty_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from notification_service import store
-from notification_service.api import NotificationService
+from notification_service.api.notifications import NotificationService
 from notification_service.compose import Composer
 from notification_service.inbox import Inbox
+from notification_service.store import feed, leases
 from notification_service.tail import Tail
 from notification_service.watch import Streams
 from servicekit import callers, guard
@@ -41,12 +41,12 @@ class Api:
 
     async def store(self, *events: users_pb2.UserEvent) -> None:
         """What a replica's subscriber does with a batch."""
-        await self.inbox.store(self.connection, await store.read_cursor(self.connection), batch(*events))
+        await self.inbox.store(self.connection, await feed.read_cursor(self.connection), batch(*events))
 
 
 @pytest.fixture
 async def api(pool: Pool, connection: Connection, composer: Composer) -> AsyncIterator[Api]:
-    await store.read_cursor(connection)
+    await feed.read_cursor(connection)
     tail = Tail(pool, 0.05)
     streams = Streams(
         pool, tail, max_streams=10, max_streams_per_caller=10, max_stream_age=1800.0, reconnect_spread=3.0
@@ -116,7 +116,7 @@ async def test_filters(api: Api, events: Events) -> None:
     assert await rules(user_id=ada.id, category="account") == ["goodbye"]
     assert await rules(user_id=str(uuid.uuid4())) == []
 
-    (leased,) = await store.lease(api.connection, "email", 1, seconds=30.0, max_tries=8, busy=[])
+    (leased,) = await leases.lease(api.connection, "email", 1, seconds=30.0, max_tries=8, busy=[])
 
     async def targets(**filters: object) -> list[str]:
         asked = pb.ListDeliveriesRequest(filter=pb.ListDeliveriesRequest.Filter(**filters))

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 
-from notification_service import reads, store
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.channels.email import EmailChannel
 from notification_service.compose import Composer
@@ -18,6 +17,7 @@ from notification_service.dispatcher import Dispatcher, Lane
 from notification_service.domain import EMAIL, Ended, Leased, Result, State
 from notification_service.inbox import Inbox
 from notification_service.retries import Policy, decide
+from notification_service.store import feed, leases, reads
 from servicekit.database import Connection, Pool
 from tests.notifications.conftest import SENDER, Events, MailServer, batch, eventually
 from tidings.notifications.v1 import notifications_pb2
@@ -29,7 +29,7 @@ FAST = Policy(tries=3, base=0.02, factor=2.0, cap=0.1)
 async def fill(connection: Connection, composer: Composer, events: Events, count: int) -> None:
     """Stores notifications of so many new users."""
     made = [events.created(f"user{number}") for number in range(count)]
-    await Inbox(composer, lambda: None).store(connection, await store.read_cursor(connection), batch(*made))
+    await Inbox(composer, lambda: None).store(connection, await feed.read_cursor(connection), batch(*made))
 
 
 async def listed(connection: Connection) -> list[notifications_pb2.Delivery]:
@@ -37,7 +37,7 @@ async def listed(connection: Connection) -> list[notifications_pb2.Delivery]:
 
 
 async def lease(connection: Connection, most: int = 10, seconds: float = 30.0, tries: int = 8) -> list[Leased]:
-    return await store.lease(connection, EMAIL, most, seconds=seconds, max_tries=tries, busy=[])
+    return await leases.lease(connection, EMAIL, most, seconds=seconds, max_tries=tries, busy=[])
 
 
 def delivered(leased: Leased) -> Ended:
@@ -218,10 +218,10 @@ async def test_the_outcome_of_a_lost_lease_is_not_recorded(
     (quick,) = await lease(connection)
     assert (slow.id, slow.number, quick.number) == (quick.id, 1, 2)
     assert slow.idempotency_key == quick.idempotency_key
-    assert await store.record(connection, [delivered(slow)]) == set()
+    assert await leases.record(connection, [delivered(slow)]) == set()
     assert (await listed(connection))[0].state == notifications_pb2.Delivery.PENDING
-    assert await store.record(connection, [delivered(quick)]) == {quick.id}
-    assert await store.record(connection, [delivered(quick)]) == set()
+    assert await leases.record(connection, [delivered(quick)]) == {quick.id}
+    assert await leases.record(connection, [delivered(quick)]) == set()
     (one,) = await listed(connection)
     assert [attempt.outcome for attempt in one.attempts] == [Attempt.UNKNOWN, Attempt.SUCCEEDED]
 
@@ -247,7 +247,7 @@ async def test_what_kills_its_process_each_time_is_parked(
     for _ in range(3):
         assert await lease(connection, seconds=0.0, tries=3)
     assert await lease(connection, tries=3) == []
-    assert len(await store.park_exhausted(connection, 3)) == 1
+    assert len(await leases.park_exhausted(connection, 3)) == 1
     (one,) = await listed(connection)
     assert one.state == notifications_pb2.Delivery.PARKED
     assert [attempt.outcome for attempt in one.attempts] == [Attempt.UNKNOWN] * 3

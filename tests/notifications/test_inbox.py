@@ -14,12 +14,14 @@ import grpc
 import psycopg
 import pytest
 
-from notification_service import domain, reads, rules, store
+from notification_service import domain, rules
 from notification_service.channels.email import Mail
 from notification_service.compose import Composer
 from notification_service.domain import Cursor
 from notification_service.endpoints import Endpoint
 from notification_service.inbox import Inbox
+from notification_service.store import feed as rows
+from notification_service.store import reads
 from notification_service.subscriber import Subscriber
 from notification_service.templates import Templates
 from servicekit import database
@@ -36,7 +38,7 @@ def inbox_of(composer: Composer) -> Inbox:
 
 
 async def begin(connection: Connection) -> Cursor:
-    return replace(await store.read_cursor(connection), log_id=LOG_ID)
+    return replace(await rows.read_cursor(connection), log_id=LOG_ID)
 
 
 async def counts(connection: Connection) -> tuple[int, int]:
@@ -57,7 +59,7 @@ async def test_a_batch_and_its_cursor_are_stored_together(
     inbox = Inbox(composer, lambda: hints.append(1))
     after = await inbox.store(connection, await begin(connection), batch(*made))
     assert after == Cursor(LOG_ID, "token-4", 4, 3, 4)
-    assert await store.read_cursor(connection) == after
+    assert await rows.read_cursor(connection) == after
     assert hints == [1]
 
     found = await reads.list_notifications(connection, {}, 1 << 62, 10)
@@ -115,10 +117,10 @@ async def test_two_replicas_that_process_the_same_events_store_them_once(
         assert sorted(type(result).__name__ for result in results) == ["Cursor", "CursorMovedError"]
         assert await counts(one) == (20, 20)
         # The loser's connection is good for the next batch.
-        cursor = await store.read_cursor(other)
+        cursor = await rows.read_cursor(other)
         assert cursor.position == 20
         await inbox_of(composer).store(other, cursor, batch(events.created("next")))
-        assert (await store.read_cursor(one)).notification_position == 21
+        assert (await rows.read_cursor(one)).notification_position == 21
 
 
 async def test_events_that_come_again_under_other_positions_have_no_second_effect(
@@ -138,8 +140,8 @@ async def test_events_that_come_again_under_other_positions_have_no_second_effec
 async def test_a_bookmark_moves_the_cursor_only(connection: Connection, composer: Composer) -> None:
     cursor = await inbox_of(composer).store(connection, await begin(connection), batch(after=7, token="later"))
     assert (cursor.position, cursor.resume_token) == (7, "later")
-    assert await store.read_cursor(connection) == cursor
-    assert await store.silence(connection) < 5
+    assert await rows.read_cursor(connection) == cursor
+    assert await rows.silence(connection) < 5
 
 
 async def test_a_template_that_cannot_be_rendered_parks_its_delivery_and_nothing_else(
@@ -250,12 +252,12 @@ async def test_one_replica_subscribes_and_the_other_takes_over(
     tasks = [asyncio.create_task(one.run()) for one in subscribers]
 
     async def stored(wanted: int) -> bool:
-        return (await store.read_cursor(connection)).position == wanted
+        return (await rows.read_cursor(connection)).position == wanted
 
     try:
         await eventually(lambda: stored(12))
         assert feed.readers == 1
-        assert (await store.read_cursor(connection)).log_id == LOG_ID
+        assert (await rows.read_cursor(connection)).log_id == LOG_ID
         leader = await _leader(connection)
         await connection.execute("SELECT pg_terminate_backend(%s)", (leader,))
         feed.add(*(events.created(f"more{number}") for number in range(5)))
@@ -284,9 +286,9 @@ async def test_a_replica_takes_over_from_one_that_hangs(
     url: str, connection: Connection, composer: Composer, events: Events
 ) -> None:
     feed = Feed([events.created("ada")])
-    await store.read_cursor(connection)
+    await rows.read_cursor(connection)
     async with await database.connect(url, "hung") as hung:
-        assert await store.try_subscribe(hung)
+        assert await rows.try_subscribe(hung)
         await connection.execute("UPDATE inbox SET update_time = now() - interval '1 hour'")
         task = asyncio.create_task(subscriber_of(url, composer, feed, patience=30.0).run())
         try:
@@ -301,7 +303,7 @@ async def test_replicas_that_are_refused_go_on_once_the_cursor_is_moved(
 ) -> None:
     feed = Feed([events.created(f"user{number}") for number in range(5)])
     feed.error = PositionExpiredError(ApiError(grpc.StatusCode.OUT_OF_RANGE, "gone", reason="POSITION_EXPIRED"))
-    await store.read_cursor(connection)
+    await rows.read_cursor(connection)
     subscribers = [subscriber_of(url, composer, feed) for _ in range(2)]
     tasks = [asyncio.create_task(one.run()) for one in subscribers]
 
@@ -333,11 +335,11 @@ async def _has(connection: Connection, notifications: int) -> bool:
 async def test_a_transaction_of_a_paused_process_is_ended_by_the_server(url: str, events: Events) -> None:
     session = {"idle_in_transaction_session_timeout": "100ms"}
     async with await database.connect(url, "paused", **session) as paused:
-        await store.read_cursor(paused)
-        await store.lock_cursor(paused, [])
+        await rows.read_cursor(paused)
+        await rows.lock_cursor(paused, [])
         await asyncio.sleep(0.3)
         async with await database.connect(url, "other") as other:
-            await asyncio.wait_for(store.lock_cursor(other, []), 2.0)
+            await asyncio.wait_for(rows.lock_cursor(other, []), 2.0)
             await other.execute("ROLLBACK")
         with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
             await paused.execute("COMMIT")

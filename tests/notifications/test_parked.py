@@ -15,12 +15,13 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from notification_service import parked, reads, rules, store
-from notification_service.api import NotificationService
+from notification_service import rules
+from notification_service.api.notifications import NotificationService
 from notification_service.channels import Outcome
 from notification_service.compose import Composer
 from notification_service.domain import Ended, Operation, Result, State
 from notification_service.inbox import Inbox
+from notification_service.store import feed, leases, parked, reads
 from notification_service.tail import Tail
 from notification_service.templates import Templates
 from notification_service.watch import Streams
@@ -82,12 +83,12 @@ async def park(api: Api, composer: Composer, events: Events, count: int, tries: 
     """So many deliveries that were given up after `tries` attempts."""
     made = [events.created(f"user{number}") for number in range(count)]
     inbox = Inbox(composer, lambda: None)
-    await inbox.store(api.connection, await store.read_cursor(api.connection), batch(*made))
+    await inbox.store(api.connection, await feed.read_cursor(api.connection), batch(*made))
     for number in range(1, tries + 1):
         leased = await lease(api.connection, count)
         state = State.PARKED if number == tries else State.PENDING
         ended = [Ended(one.id, one.number, Result.FAILED, 451, "later", state, 0.0) for one in leased]
-        assert len(await store.record(api.connection, ended)) == count
+        assert len(await leases.record(api.connection, ended)) == count
     return await api.all(state=State.PARKED)
 
 
@@ -145,22 +146,22 @@ async def test_the_last_try_without_an_answer_parks_a_replay_again(
 ) -> None:
     (one,) = await park(api, composer, events, 1, tries=3)
     await api.client.replay([one.id])
-    assert await store.park_exhausted(api.connection, 3) == []
+    assert await leases.park_exhausted(api.connection, 3) == []
     for number in (4, 5, 6):
         (leased,) = await lease(api.connection, seconds=0.0, tries=3)
         assert (leased.number, leased.turn) == (number, number - 3)
     assert await lease(api.connection, tries=3) == []
-    assert [str(parked) for parked in await store.park_exhausted(api.connection, 3)] == [one.id]
+    assert [str(parked) for parked in await leases.park_exhausted(api.connection, 3)] == [one.id]
 
 
 async def test_an_attempt_from_before_a_replay_has_no_say(api: Api, composer: Composer, events: Events) -> None:
     made = events.created("ada")
-    await Inbox(composer, lambda: None).store(api.connection, await store.read_cursor(api.connection), batch(made))
+    await Inbox(composer, lambda: None).store(api.connection, await feed.read_cursor(api.connection), batch(made))
     (slow,) = await lease(api.connection, seconds=0.0, tries=1)
-    assert await store.park_exhausted(api.connection, 1) == [slow.id]
+    assert await leases.park_exhausted(api.connection, 1) == [slow.id]
     await api.client.replay([str(slow.id)])
     late = Ended(slow.id, slow.number, Result.FAILED, 0, "too late", State.PARKED, 0.0)
-    assert await store.record(api.connection, [late]) == set()
+    assert await leases.record(api.connection, [late]) == set()
     assert await api.states() == {"pending": 1}
 
 
@@ -283,7 +284,7 @@ async def test_what_could_not_be_composed_can_only_be_discarded(api: Api, events
     text = '[[rules]]\nname="r"\non=["CREATED"]\ntemplate="t"\ncategory="c"\nchannels=["email"]\n'
     composer = Composer(rules.load(write(tmp_path / "r.toml", text)), Templates(tmp_path), (), SENDER)
     await Inbox(composer, lambda: None).store(
-        api.connection, await store.read_cursor(api.connection), batch(events.created("ada"))
+        api.connection, await feed.read_cursor(api.connection), batch(events.created("ada"))
     )
     (one,) = await api.all(state=State.PARKED)
     with pytest.raises(ApiError) as caught:

@@ -5,18 +5,18 @@ deliveries, and answers.
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc.aio
-import psycopg
 
-from notification_service import errors, parked, reads, tokens, watch
+from notification_service import tokens, watch
+from notification_service.api import requests
 from notification_service.domain import Operation, State
+from notification_service.store import parked, reads
 from notification_service.watch import Streams
-from servicekit import callers, logs, rpc
-from servicekit.database import Connection, Pool
+from servicekit import callers, logs
+from servicekit.database import Pool
 from servicekit.errors import Violation, invalid
 from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
 
@@ -26,7 +26,6 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _ChangeRequest = notifications_pb2.ReplayDeliveriesRequest | notifications_pb2.DiscardDeliveriesRequest
 
 _DEFAULT_BOOKMARK_INTERVAL = 10.0
-_END = (1 << 63) - 1
 _MOST_IDS = 1000
 _LONGEST_REASON = 500
 
@@ -43,15 +42,15 @@ class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
         self, request: notifications_pb2.ListNotificationsRequest, context: _Context
     ) -> notifications_pb2.ListNotificationsResponse:
         asked = request.filter
-        filters = _ids(user_id=asked.user_id, event_id=asked.event_id)
+        filters = requests.ids(user_id=asked.user_id, event_id=asked.event_id)
         if asked.category:
             filters["category"] = asked.category
-        size, selection, before = _page(request, filters)
-        async with self._connection() as connection:
+        size, selection, before = requests.page(request, filters)
+        async with requests.connection(self._pool) as connection:
             found = await reads.list_notifications(connection, filters, before, size + 1)
         return notifications_pb2.ListNotificationsResponse(
             notifications=found[:size],
-            next_page_token=_next_page([one.position for one in found], size, selection),
+            next_page_token=requests.next_page([one.position for one in found], size, selection),
         )
 
     async def ListDeliveries(
@@ -63,16 +62,16 @@ class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
             if asked.state not in {int(state) for state in State}:
                 raise invalid(Violation("filter.state", "is no state of a delivery"))
             filters["state"] = int(asked.state)
-        size, selection, before = _page(request, filters)
-        async with self._connection() as connection:
+        size, selection, before = requests.page(request, filters)
+        async with requests.connection(self._pool) as connection:
             found = await reads.list_deliveries(connection, filters, before, size + 1)
         return notifications_pb2.ListDeliveriesResponse(
             deliveries=[one.delivery for one in found[:size]],
-            next_page_token=_next_page([one.position for one in found], size, selection),
+            next_page_token=requests.next_page([one.position for one in found], size, selection),
         )
 
     async def GetInbox(self, request: notifications_pb2.GetInboxRequest, context: _Context) -> notifications_pb2.Inbox:
-        async with self._connection() as connection:
+        async with requests.connection(self._pool) as connection:
             return await reads.inbox_state(connection)
 
     async def WatchNotifications(
@@ -97,7 +96,7 @@ class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
     async def _change(self, operation: Operation, request: _ChangeRequest, context: _Context) -> int:
         ids, filters = _which(request)
         actor = callers.name_of(context)
-        async with self._connection() as connection:
+        async with requests.connection(self._pool) as connection:
             if ids:
                 changed = await parked.change(connection, operation, ids, actor=actor, reason=request.reason)
             else:
@@ -106,30 +105,6 @@ class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
         log.info("parked deliveries changed by hand", operation=operation.name, deliveries=changed)
         return changed
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        try:
-            async with self._pool.connection() as connection:
-                yield connection
-        except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
-            raise errors.database_unavailable() from error
-
-
-def _ids(**texts: str) -> dict[str, Any]:
-    """The ids of a filter that are set."""
-    ids: dict[str, Any] = {}
-    violations = []
-    for name, text in texts.items():
-        if not text:
-            continue
-        try:
-            ids[name] = uuid.UUID(text)
-        except ValueError:
-            violations.append(Violation(f"filter.{name}", "must be a UUID"))
-    if violations:
-        raise invalid(*violations)
-    return ids
-
 
 def _filters(
     asked: notifications_pb2.ListDeliveriesRequest.Filter
@@ -137,7 +112,7 @@ def _filters(
     | notifications_pb2.DiscardDeliveriesRequest.Filter,
 ) -> dict[str, Any]:
     """What a filter of deliveries selects, by column; the state aside."""
-    filters = _ids(user_id=asked.user_id, notification_id=asked.notification_id)
+    filters = requests.ids(user_id=asked.user_id, notification_id=asked.notification_id)
     if asked.channel:
         filters["channel"] = asked.channel
     return filters
@@ -163,24 +138,6 @@ def _which(request: _ChangeRequest) -> tuple[list[uuid.UUID], dict[str, Any]]:
     if violations:
         raise invalid(*violations)
     return list(dict.fromkeys(ids)), _filters(request.filter)
-
-
-def _page(
-    request: notifications_pb2.ListNotificationsRequest | notifications_pb2.ListDeliveriesRequest,
-    filters: dict[str, Any],
-) -> tuple[int, bytes, int]:
-    """Size, selection and upper end of a page."""
-    size = rpc.page_size(request.page_size)
-    parts: Iterable[str] = (f"{name}={filters[name]}" for name in sorted(filters))
-    selection = tokens.selection_hash(type(request).__name__, *parts)
-    before = tokens.decode("page_token", request.page_token, selection) if request.page_token else _END
-    return size, selection, before
-
-
-def _next_page(positions: list[int], size: int, selection: bytes) -> str:
-    if len(positions) <= size:
-        return ""
-    return tokens.encode("page_token", positions[size - 1], selection)
 
 
 def _watch_request(request: notifications_pb2.WatchNotificationsRequest) -> watch.Request:

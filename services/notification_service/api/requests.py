@@ -1,0 +1,69 @@
+"""What the methods of every service check and answer alike: ids, pages, a database that is away."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import psycopg
+
+from notification_service import errors, tokens
+from servicekit import rpc
+from servicekit.database import Connection, Pool
+from servicekit.errors import Violation, invalid
+
+_END = (1 << 63) - 1
+
+
+class _Paged(Protocol):
+    """A request for a page."""
+
+    page_size: int
+    page_token: str
+
+
+@asynccontextmanager
+async def connection(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection for one call. Raises DATABASE_UNAVAILABLE."""
+    try:
+        async with pool.connection() as opened:
+            yield opened
+    except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
+        raise errors.database_unavailable() from error
+
+
+def ids(**texts: str) -> dict[str, Any]:
+    """The ids of a filter that are set."""
+    found: dict[str, Any] = {}
+    violations = []
+    for name, text in texts.items():
+        if not text:
+            continue
+        try:
+            found[name] = uuid.UUID(text)
+        except ValueError:
+            violations.append(Violation(f"filter.{name}", "must be a UUID"))
+    if violations:
+        raise invalid(*violations)
+    return found
+
+
+def page(
+    request: _Paged,
+    filters: Mapping[str, Any],
+) -> tuple[int, bytes, int]:
+    """Size, selection and upper end of a page of a list that is ordered by position, newest first."""
+    size = rpc.page_size(request.page_size)
+    parts: Iterable[str] = (f"{name}={filters[name]}" for name in sorted(filters))
+    selection = tokens.selection_hash(type(request).__name__, *parts)
+    before = tokens.decode("page_token", request.page_token, selection) if request.page_token else _END
+    return size, selection, before
+
+
+def next_page(positions: Sequence[int], size: int, selection: bytes) -> str:
+    """The token of the next page, empty if there is none; `positions` are those found, one more than `size` at most."""
+    if len(positions) <= size:
+        return ""
+    return tokens.encode("page_token", positions[size - 1], selection)

@@ -10,15 +10,13 @@ from collections.abc import AsyncGenerator, Callable
 import grpc.aio
 import psycopg
 
-from notification_service import endpoints, metrics, reset, rules
+from notification_service import endpoints, lanes, metrics, reset, rules
 from notification_service.api.notifications import NotificationService
-from notification_service.channels.email import EmailChannel
-from notification_service.channels.webhook import WebhookChannel
 from notification_service.compose import Composer
-from notification_service.dispatcher import Dispatcher, Lane
+from notification_service.dispatcher import Dispatcher
 from notification_service.domain import EMAIL, WEBHOOK
 from notification_service.inbox import Inbox
-from notification_service.retries import Policy
+from notification_service.lanes import Sending
 from notification_service.settings import NotificationServiceSettings
 from notification_service.store import reads
 from notification_service.subscriber import LONGEST_PAUSE, Subscriber
@@ -68,6 +66,7 @@ async def serve(settings: NotificationServiceSettings, composer: Composer) -> in
     """Runs the service until it is told to stop. Returns the exit code. Raises InvalidConfigError."""
     entrance = open_entrance(settings, rpc.methods(*_SERVICES))
     users = _users(settings)
+    sending = lanes.read(settings)
     url = settings.database_url.get_secret_value()
     queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, **_QUERY_SESSION)
     dispatch = database.pool(url, f"{NAME}-dispatch", size=_DISPATCH_CONNECTIONS, statement_timeout="10s")
@@ -81,7 +80,7 @@ async def serve(settings: NotificationServiceSettings, composer: Composer) -> in
             return 0
         with telemetry.tracing(NAME), process.measuring(NAME, settings.metrics_address, metrics.INSTRUMENTS):
             async with queries, dispatch, users:
-                return await _serve(settings, door, composer, url, queries, dispatch, users)
+                return await _serve(settings, door, composer, sending, url, queries, dispatch, users)
 
 
 async def reset_cursor(settings: NotificationServiceSettings, to: reset.Start, confirm: Callable[[str], bool]) -> int:
@@ -120,6 +119,7 @@ async def _serve(
     settings: NotificationServiceSettings,
     door: Door,
     composer: Composer,
+    sending: Sending,
     url: str,
     queries: Pool,
     dispatch: Pool,
@@ -137,9 +137,7 @@ async def _serve(
     )
     dispatcher = Dispatcher(
         dispatch,
-        _lanes(settings, composer),
-        Policy(settings.tries, settings.retry_base, settings.retry_factor, settings.retry_cap),
-        send_timeout=settings.send_timeout,
+        lanes.make(settings, sending, composer.endpoints),
         lease=settings.lease,
         poll_interval=settings.poll_interval,
     )
@@ -210,22 +208,3 @@ async def _measure(pool: Pool) -> None:
             deliveries.found(await reads.standing(connection), await reads.position(connection))
 
     await process.refresh(look, _ASK)
-
-
-def _lanes(settings: NotificationServiceSettings, composer: Composer) -> dict[str, Lane]:
-    email = EmailChannel(
-        settings.smtp_host,
-        settings.smtp_port,
-        sender=settings.mail_from,
-        tls=settings.smtp_tls,
-        username=settings.smtp_username,
-        password=settings.smtp_password.get_secret_value(),
-        timeout=settings.send_timeout,
-    )
-    webhook = WebhookChannel(
-        composer.endpoints,
-        connections=settings.webhook_slots,
-        timeout=settings.send_timeout,
-        networks=settings.webhook_networks_allowed,
-    )
-    return {EMAIL: Lane(email, settings.email_slots), WEBHOOK: Lane(webhook, settings.webhook_slots)}

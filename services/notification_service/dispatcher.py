@@ -1,9 +1,12 @@
 """The dispatcher: leases due deliveries, sends them, records how it went.
 
-One lane per channel with so many slots. A lane leases at most as many deliveries as it has free slots, and a slot is
-free again only when the outcome is recorded: so what is leased is what is on its way, and a process that is killed
-leaves at most that to be sent twice. The lease records the attempt as UNKNOWN before anything is sent. It also
-fences: an outcome counts only if nobody leased the delivery again in the meantime.
+One lane per channel with so many slots, and one route of the lane for each who can be asked. A lane leases at most as
+many deliveries as it has free slots and its routes have room for, and a slot is free again only when the outcome is
+recorded: so what is leased is what is on its way, and a process that is killed leaves at most that to be sent twice.
+The attempt is recorded as UNKNOWN before anything is sent. That also fences: an outcome counts only if nobody began
+another attempt in the meantime.
+
+A route whose breaker is open has no room but for a probe: what would go there stays pending and uses up no tries.
 
 Lanes sleep until there is something to do: new work of this process wakes them, a poll finds the rest (retries that
 fell due, other replicas' work, leases of the dead).
@@ -22,9 +25,10 @@ from typing import TypeVar
 import psycopg
 
 from notification_service import metrics, retries, tracing
-from notification_service.channels import Channel, Message, Outcome
+from notification_service.channels import Message, Outcome
 from notification_service.domain import Ended, Leased, Result, State
 from notification_service.retries import Policy
+from notification_service.routes import Route, Routes
 from notification_service.store import leases
 from servicekit import logs, tasks
 from servicekit.database import Connection, Pool
@@ -37,13 +41,16 @@ _T = TypeVar("_T")
 _LINGER = 0.01
 _MOST_RECORDED = 500
 _LONGEST_PAUSE = 2.0
+# An attempt that is bounded by a time-out has ended, and is known to have, so many seconds after it at the latest.
+_MARGIN = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A channel and how much may be on its way over it."""
+    """Who is asked over a channel, how often, and how much may be on its way at once."""
 
-    channel: Channel
+    routes: Routes
+    policy: Policy
     slots: int
 
 
@@ -52,30 +59,28 @@ class _Running:
     """A lane at work."""
 
     name: str
-    channel: Channel
+    routes: Routes
+    policy: Policy
     slots: int
     work: asyncio.Event = field(default_factory=asyncio.Event)
     freed: asyncio.Event = field(default_factory=asyncio.Event)
     busy: dict[uuid.UUID, asyncio.Task[None]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What a look for work gave: attempts that have begun, and how long to wait for more; 0 is not at all."""
+
+    begun: list[tuple[Leased, Route]]
+    pause: float
+
+
 class Dispatcher:
     """All lanes of this process. `run_lane` of each name, `record` and `tidy` are loops for the caller's supervisor."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        lanes: Mapping[str, Lane],
-        policy: Policy,
-        *,
-        send_timeout: float,
-        lease: float,
-        poll_interval: float,
-    ) -> None:
+    def __init__(self, pool: Pool, lanes: Mapping[str, Lane], *, lease: float, poll_interval: float) -> None:
         self._pool = pool
-        self._lanes = {name: _Running(name, lane.channel, lane.slots) for name, lane in lanes.items()}
-        self._policy = policy
-        self._send_timeout = send_timeout
+        self._lanes = {name: _Running(name, lane.routes, lane.policy, lane.slots) for name, lane in lanes.items()}
         self._lease = lease
         self._poll_interval = poll_interval
         self._ended: list[tuple[_Running, Ended]] = []
@@ -102,30 +107,62 @@ class Dispatcher:
             with tasks.resting():
                 await self._room(lane)
             lane.work.clear()
-            free = lane.slots - len(lane.busy)
             # From before the lease on there may be something to wait for at a shutdown.
             self._leasing += 1
             self._idle.clear()
-            leased = await self._retried(lambda connection: self._take(connection, lane, free))  # noqa: B023 - awaited here
-            for one in leased:
-                lane.busy[one.id] = asyncio.create_task(self._send(lane, one), name=f"deliver-{one.id}")
+            taken = await self._retried(lambda connection: self._take(connection, lane))
+            for leased, route in taken.begun:
+                lane.busy[leased.id] = asyncio.create_task(self._send(lane, leased, route), name=f"deliver-{leased.id}")
             self._leasing -= 1
             self._settle()
-            if len(leased) < free:
+            if taken.pause:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._poll_interval):
+                    async with asyncio.timeout(taken.pause):
                         await lane.work.wait()
 
     def _settle(self) -> None:
         if not self._leasing and not self.busy:
             self._idle.set()
 
-    async def _take(self, connection: Connection, lane: _Running, most: int) -> list[Leased]:
+    async def _take(self, connection: Connection, lane: _Running) -> _Taken:
+        """Leases into a lane's free slots what its routes have room for."""
         if self._draining:
-            return []
-        return await leases.lease(
-            connection, lane.name, most, seconds=self._lease, max_tries=self._policy.tries, busy=list(lane.busy)
+            return _Taken([], self._poll_interval)
+        loop, free = asyncio.get_running_loop(), lane.slots - len(lane.busy)
+        plan = lane.routes.plan(free, loop.time())
+        if not plan.most:
+            return _Taken([], min(self._poll_interval, plan.wait))
+        picked, behind = await leases.pick(
+            connection,
+            lane.name,
+            plan.most,
+            plan.targets,
+            seconds=self._lease,
+            max_tries=lane.policy.tries,
+            parked_holds=lane.policy.parked_holds,
+            busy=list(lane.busy),
         )
+        chosen: dict[uuid.UUID, tuple[leases.Picked, Route]] = {}
+        for one in picked:
+            route = lane.routes.choose(one, loop.time())
+            if route is not None:
+                route.begun(loop.time(), lane.policy.timeout + _MARGIN)
+                chosen[one.id] = (one, route)
+        begun: list[Leased] = []
+        try:
+            if chosen:
+                named = [(one, route.name if plan.targets is None else "") for one, route in chosen.values()]
+                begun = await leases.begin(connection, named, max_age=lane.policy.max_age)
+            if left := [one.id for one in picked if one.id not in chosen]:
+                await leases.give_back(connection, left)
+        finally:
+            started = {leased.id for leased in begun}
+            for identity, (_, route) in chosen.items():
+                if identity not in started:
+                    route.left()
+        more = len(picked) + behind >= plan.most and len(begun) + behind > 0
+        pause = 0.0 if more else min(self._poll_interval, max(plan.wait, 0.001))
+        return _Taken([(leased, chosen[leased.id][1]) for leased in begun], pause)
 
     async def _room(self, lane: _Running) -> None:
         """Returns when enough slots are free, or some are and no more became free for a moment."""
@@ -138,7 +175,7 @@ class Dispatcher:
                     lane.freed.clear()
                     await lane.freed.wait()
 
-    async def _send(self, lane: _Running, leased: Leased) -> None:
+    async def _send(self, lane: _Running, leased: Leased, route: Route) -> None:
         began = perf_counter()
         with tracing.attempt(leased) as attempt:
             message = Message(
@@ -150,28 +187,45 @@ class Dispatcher:
                 trace_state=attempt.trace_state,
             )
             try:
-                async with asyncio.timeout(self._send_timeout):
-                    outcome = await lane.channel.send(message)
+                async with asyncio.timeout(lane.policy.timeout):
+                    outcome = await route.channel.send(message)
             except TimeoutError:
-                outcome = Outcome(Result.FAILED, detail=f"no answer within {self._send_timeout:g} s")
+                outcome = Outcome(Result.FAILED, detail=f"no answer within {lane.policy.timeout:g} s", outage=True)
             except Exception as error:
                 log.exception("a channel failed unexpectedly", channel=lane.name, delivery_id=str(leased.id))
                 outcome = Outcome(Result.FAILED, detail=f"internal error: {type(error).__name__}")
+            finally:
+                route.left()
             attempt.ended(outcome)
         metrics.attempted(lane.name, outcome.result, began, leased.event_id)
-        ended = retries.decide(self._policy, leased, outcome)
+        self._learn(lane, route, outcome)
+        now = asyncio.get_running_loop().time()
+        away, other = route.breaker.is_open, lane.routes.alternative(route, now)
+        ended = retries.decide(lane.policy, leased, outcome, away=away, alternative=other)
         if ended.state is State.PARKED:
             log.warning(
                 "delivery parked",
                 channel=lane.name,
                 delivery_id=str(leased.id),
                 attempt=leased.number,
+                reason=ended.reason,
                 # Without what the other side said, which may name the user.
                 outcome=outcome.result.name,
                 code=outcome.code,
             )
         self._ended.append((lane, ended))
         self._any_ended.set()
+
+    def _learn(self, lane: _Running, route: Route, outcome: Outcome) -> None:
+        now, was_open = asyncio.get_running_loop().time(), route.breaker.is_open
+        if not route.ended(now, outcome):
+            return
+        pause = round(route.breaker.wait(now), 1)
+        if not route.breaker.is_open:
+            log.info("deliveries go on", channel=lane.name, to=route.name)
+        elif not was_open:
+            log.warning("deliveries paused", channel=lane.name, to=route.name, code=outcome.code, probe_seconds=pause)
+        lane.work.set()
 
     async def record(self) -> None:
         """Records outcomes, all that are there at once, and frees their slots."""
@@ -180,24 +234,42 @@ class Dispatcher:
                 await self._any_ended.wait()
             self._any_ended.clear()
             while batch := self._ended[:_MOST_RECORDED]:
-                ended = [one for _, one in batch]
-                recorded = await self._retried(lambda connection: leases.record(connection, ended))  # noqa: B023
-                for one in ended:
-                    if one.id not in recorded:
-                        log.warning("outcome dropped: the lease was lost", delivery_id=str(one.id), attempt=one.number)
+                for lane in self._lanes.values():
+                    await self._record(lane, [one for where, one in batch if where is lane])
                 del self._ended[: len(batch)]
                 for lane, one in batch:
                     del lane.busy[one.id]
                     lane.freed.set()
+                    # What waited for it may be due now.
+                    lane.work.set()
                 self._settle()
 
+    async def _record(self, lane: _Running, ended: list[Ended]) -> None:
+        if not ended:
+            return
+        holds = lane.policy.parked_holds
+        recorded = await self._retried(lambda connection: leases.record(connection, ended, parked_holds=holds))
+        for one in ended:
+            if one.id not in recorded:
+                log.warning("outcome dropped: the lease was lost", delivery_id=str(one.id), attempt=one.number)
+
     async def tidy(self) -> None:
-        """Parks what no attempt of ever had an answer."""
+        """Parks what no attempt of ever had an answer, and lets go what waits for nothing any more."""
         while True:
-            parked = await self._retried(lambda connection: leases.park_exhausted(connection, self._policy.tries))
-            for identity in parked:
-                log.warning("delivery parked", delivery_id=str(identity), reason="the last attempt had no answer")
-            await asyncio.sleep(self._lease / 2)
+            for lane in self._lanes.values():
+                await self._tidy(lane)
+            await asyncio.sleep(min(self._lease / 2, _LONGEST_PAUSE))
+
+    async def _tidy(self, lane: _Running) -> None:
+        policy = lane.policy
+        parked = await self._retried(
+            lambda connection: leases.park_exhausted(connection, lane.name, policy.tries, retries.TRIES_EXHAUSTED)
+        )
+        for identity in parked:
+            log.warning("delivery parked", delivery_id=str(identity), reason="the last attempt had no answer")
+        holds = policy.parked_holds
+        if await self._retried(lambda connection: leases.let_go(connection, lane.name, parked_holds=holds)):
+            lane.work.set()
 
     async def _retried(self, action: Callable[[Connection], Awaitable[_T]]) -> _T:
         """Does something in the database, as often as it takes to reach it."""
@@ -225,4 +297,4 @@ class Dispatcher:
         if left:
             log.warning("attempts given up at shutdown", attempts=len(left))
         for lane in self._lanes.values():
-            await lane.channel.close()
+            await lane.routes.close()

@@ -25,6 +25,7 @@ class State(IntEnum):
     DELIVERED = notifications_pb2.Delivery.DELIVERED
     PARKED = notifications_pb2.Delivery.PARKED
     DISCARDED = notifications_pb2.Delivery.DISCARDED
+    CANCELLED = notifications_pb2.Delivery.CANCELLED
 
 
 class Result(IntEnum):
@@ -87,7 +88,9 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A delivery that this process may attempt now, as attempt `number`; `tries_before` of them preceded a replay."""
+    """A delivery that this process may attempt now, as attempt `number`; the policy does not count the first
+    `tries_before` of them.
+    """
 
     id: uuid.UUID
     number: int
@@ -100,6 +103,11 @@ class Leased:
     trace_state: str
     event_id: uuid.UUID
     tries_before: int = 0
+    # Whether the time in which the policy tries is over.
+    late: bool = False
+    # Who is asked, and whose outage ended the attempt before; names of mail providers.
+    provider: str = ""
+    failed_provider: str = ""
 
     @property
     def turn(self) -> int:
@@ -118,6 +126,11 @@ class Ended:
     detail: str
     state: State
     delay: float
+    # Why it is parked.
+    reason: str = ""
+    # Whether it was one of the policy's tries.
+    counts: bool = True
+    failed_provider: str = ""
 
 
 def notification_id(event_id: uuid.UUID, rule: str) -> uuid.UUID:

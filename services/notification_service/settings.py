@@ -31,6 +31,8 @@ class NotificationServiceSettings(ServerSettings):
     rules_file: OptionalFile = Field(None, description="TOML file of rules; the built-in ones unless set")
     templates_dir: OptionalDirectory = Field(None, description="folder of templates that come before the built-in ones")
     webhooks_file: OptionalFile = Field(None, description="TOML file of webhook endpoints; none unless set")
+    policies_file: OptionalFile = Field(None, description="TOML file of policies, how each channel tries")
+    providers_file: OptionalFile = Field(None, description="TOML file of mail providers; SMTP_* is one unless set")
 
     webhook_networks: str = Field(
         "", description="networks that webhooks may go to besides public addresses, such as 10.0.0.0/8 fd00::/8"
@@ -53,6 +55,15 @@ class NotificationServiceSettings(ServerSettings):
     retry_base: float = Field(2.0, gt=0, description="bound of the pause after the first attempt, seconds")
     retry_factor: float = Field(4.0, ge=1, description="by what the bound grows with each further attempt")
     retry_cap: float = Field(3600.0, gt=0, description="the greatest bound, seconds")
+
+    max_age: float = Field(
+        259_200.0, gt=0, description="a delivery is given up so long after its first attempt, seconds"
+    )
+    breaker_failures: int = Field(
+        5, ge=1, le=1000, description="outages in a row that pause what goes to a provider or an endpoint"
+    )
+    breaker_pause: float = Field(5.0, gt=0, description="the first such pause, doubled each time, seconds")
+    breaker_cap: float = Field(300.0, gt=0, description="the longest such pause, seconds")
 
     poll_interval: float = Field(
         1.0, gt=0, le=60, description="longest time between looks for due deliveries and other replicas' work, seconds"

@@ -97,8 +97,10 @@ deliveries = Table(
     # How many attempts were begun. Every lease takes the next number, so it also fences: only the holder of the newest
     # lease may record an outcome.
     Column("tries", Integer, nullable=False, server_default=text("0")),
-    # Those of them that were begun before its last replay: the policy's tries begin anew, the numbers go on.
+    # Those of them that the policy does not count: begun before its last replay, or ended by an outage of who was
+    # asked.
     Column("tries_before", Integer, nullable=False, server_default=text("0")),
+    # Null, too, while it waits for another one.
     Column("next_attempt_time", DateTime(timezone=True)),
     Column("lease_until", DateTime(timezone=True)),
     Column("create_time", DateTime(timezone=True), nullable=False),
@@ -106,6 +108,16 @@ deliveries = Table(
     Column("idempotency_key", Text, nullable=False),
     Column("trace_parent", Text, nullable=False, server_default=text("''")),
     Column("trace_state", Text, nullable=False, server_default=text("''")),
+    # Why it ended other than by being delivered.
+    Column("end_reason", Text, nullable=False, server_default=text("''")),
+    # Why it stands aside until its next attempt, and holds nobody back: a gate's reason.
+    Column("deferred", SmallInteger),
+    # The earlier delivery that it waits for.
+    Column("behind", UUID(as_uuid=True)),
+    # The first attempt sets when tries come to their end however many are left.
+    Column("give_up_time", DateTime(timezone=True)),
+    # The provider whose outage ended the last attempt: another one is asked first.
+    Column("failed_provider", Text, nullable=False, server_default=text("''")),
     UniqueConstraint("position"),
     UniqueConstraint("notification_id", "channel", "target"),
     Index(None, "user_id", "position"),
@@ -120,6 +132,22 @@ Index(
     deliveries.c.next_attempt_time,
     postgresql_where=deliveries.c.state == text("1"),
 )
+# The same of one target: one that is away, or slow, hides nothing of the others.
+Index(
+    "deliveries_target_due_idx",
+    deliveries.c.target,
+    deliveries.c.next_attempt_time,
+    postgresql_where=text("state = 1 AND channel = 'webhook'"),
+)
+# Whom a delivery may not overtake, and who waits for one.
+Index(
+    "deliveries_order_idx",
+    deliveries.c.user_id,
+    deliveries.c.channel,
+    deliveries.c.position,
+    postgresql_where=text("state IN (1, 3)"),
+)
+Index("deliveries_behind_idx", deliveries.c.behind, postgresql_where=deliveries.c.behind.is_not(None))
 # Lists and counts by state: all but DELIVERED, which is nearly every row.
 Index(
     "deliveries_open_idx", deliveries.c.state, deliveries.c.position, postgresql_where=deliveries.c.state != text("2")
@@ -145,6 +173,8 @@ attempts = Table(
     Column("detail", Text, nullable=False, server_default=text("''")),
     Column("start_time", DateTime(timezone=True), nullable=False),
     Column("end_time", DateTime(timezone=True)),
+    # The mail provider that was asked; empty for other channels.
+    Column("provider", Text, nullable=False, server_default=text("''")),
 )
 
 # What was done to deliveries by hand: who, when and why.

@@ -116,7 +116,8 @@ async def test_filters(api: Api, events: Events) -> None:
     assert await rules(user_id=ada.id, category="account") == ["goodbye"]
     assert await rules(user_id=str(uuid.uuid4())) == []
 
-    (leased,) = await leases.lease(api.connection, "email", 1, seconds=30.0, max_tries=8, busy=[])
+    picked, _ = await leases.pick(api.connection, "email", 1, None, seconds=30.0, max_tries=8, busy=[])
+    (leased,) = await leases.begin(api.connection, [(one, "smtp") for one in picked], max_age=3600.0)
 
     async def targets(**filters: object) -> list[str]:
         asked = pb.ListDeliveriesRequest(filter=pb.ListDeliveriesRequest.Filter(**filters))

@@ -10,20 +10,23 @@ from dataclasses import replace
 
 import pytest
 
+from notification_service.breaker import Breaker, Patience
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.channels.email import EmailChannel
 from notification_service.compose import Composer
 from notification_service.dispatcher import Dispatcher, Lane
 from notification_service.domain import EMAIL, Ended, Leased, Result, State
 from notification_service.inbox import Inbox
-from notification_service.retries import Policy, decide
+from notification_service.retries import TRIES_EXHAUSTED, Policy, decide
+from notification_service.routes import Providers, Route
 from notification_service.store import feed, leases, reads
 from servicekit.database import Connection, Pool
 from tests.notifications.conftest import SENDER, Events, MailServer, batch, eventually
 from tidings.notifications.v1 import notifications_pb2
 
 Attempt = notifications_pb2.Delivery.Attempt
-FAST = Policy(tries=3, base=0.02, factor=2.0, cap=0.1)
+FAST = Policy(tries=3, base=0.02, factor=2.0, cap=0.1, timeout=2.0)
+PATIENCE = Patience(failures=5, pause=0.1, longest=0.4)
 
 
 async def fill(connection: Connection, composer: Composer, events: Events, count: int) -> None:
@@ -37,7 +40,12 @@ async def listed(connection: Connection) -> list[notifications_pb2.Delivery]:
 
 
 async def lease(connection: Connection, most: int = 10, seconds: float = 30.0, tries: int = 8) -> list[Leased]:
-    return await leases.lease(connection, EMAIL, most, seconds=seconds, max_tries=tries, busy=[])
+    picked, _ = await leases.pick(connection, EMAIL, most, None, seconds=seconds, max_tries=tries, busy=[])
+    return await leases.begin(connection, [(one, "smtp") for one in picked], max_age=3600.0)
+
+
+def route(channel: Channel, name: str = "smtp", slots: int = 64) -> Route:
+    return Route(name, channel, Breaker(PATIENCE), slots)
 
 
 def delivered(leased: Leased) -> Ended:
@@ -47,17 +55,14 @@ def delivered(leased: Leased) -> Ended:
 @asynccontextmanager
 async def running(
     pool: Pool,
-    channel: Channel,
-    *,
+    *channels: Channel,
     slots: int = 8,
     policy: Policy = FAST,
     lease: float = 30.0,
-    send_timeout: float = 2.0,
 ) -> AsyncIterator[Dispatcher]:
     """A dispatcher at work."""
-    dispatcher = Dispatcher(
-        pool, {EMAIL: Lane(channel, slots)}, policy, send_timeout=send_timeout, lease=lease, poll_interval=0.05
-    )
+    lane = Lane(Providers([route(one, f"smtp{number}") for number, one in enumerate(channels)]), policy, slots)
+    dispatcher = Dispatcher(pool, {EMAIL: lane}, lease=lease, poll_interval=0.05)
     loops = [dispatcher.run_lane(EMAIL), dispatcher.record(), dispatcher.tidy()]
     tasks = [asyncio.create_task(loop) for loop in loops]
     try:
@@ -175,7 +180,7 @@ async def test_an_attempt_is_bounded_in_time(
     pool: Pool, connection: Connection, composer: Composer, events: Events
 ) -> None:
     await fill(connection, composer, events, 1)
-    async with running(pool, Scripted(OK, delay=60.0), policy=replace(FAST, tries=1), send_timeout=0.05):
+    async with running(pool, Scripted(OK, delay=60.0), policy=replace(FAST, tries=1, timeout=0.05)):
         await eventually(lambda: _in_state(connection, State.PARKED))
     (one,) = await listed(connection)
     assert one.attempts[0].detail == "no answer within 0.05 s"
@@ -247,7 +252,7 @@ async def test_what_kills_its_process_each_time_is_parked(
     for _ in range(3):
         assert await lease(connection, seconds=0.0, tries=3)
     assert await lease(connection, tries=3) == []
-    assert len(await leases.park_exhausted(connection, 3)) == 1
+    assert len(await leases.park_exhausted(connection, EMAIL, 3, TRIES_EXHAUSTED)) == 1
     (one,) = await listed(connection)
     assert one.state == notifications_pb2.Delivery.PARKED
     assert [attempt.outcome for attempt in one.attempts] == [Attempt.UNKNOWN] * 3
@@ -257,7 +262,8 @@ async def test_new_work_is_taken_at_once_and_slots_bound_it(
     pool: Pool, connection: Connection, composer: Composer, events: Events
 ) -> None:
     channel = Scripted(OK, delay=0.05)
-    dispatcher = Dispatcher(pool, {EMAIL: Lane(channel, 4)}, FAST, send_timeout=2.0, lease=30.0, poll_interval=60.0)
+    lane = Lane(Providers([route(channel)]), FAST, 4)
+    dispatcher = Dispatcher(pool, {EMAIL: lane}, lease=30.0, poll_interval=60.0)
     tasks = [asyncio.create_task(loop) for loop in (dispatcher.run_lane(EMAIL), dispatcher.record())]
     try:
         await asyncio.sleep(0.1)

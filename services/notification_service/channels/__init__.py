@@ -29,12 +29,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt went; `retry_after` (seconds) is what the other side asked for."""
+    """How an attempt went; `retry_after` (seconds) is what the other side asked for.
+
+    `outage` says that the failure is the other side's, whatever it was asked: it cannot be reached, does not answer in
+    time, or says that it is not able to. So many in a row pause all that goes there.
+    """
 
     result: Result
     code: int = 0
     detail: str = ""
     retry_after: float | None = None
+    outage: bool = False
 
 
 class Channel(Protocol):
@@ -49,6 +54,8 @@ class Channel(Protocol):
         ...
 
 
-def outcome(result: Result, code: int, detail: str, retry_after: float | None = None) -> Outcome:
+def outcome(
+    result: Result, code: int, detail: str, retry_after: float | None = None, *, outage: bool = False
+) -> Outcome:
     """An outcome with a detail that can be stored: one line, bounded, without NUL."""
-    return Outcome(result, code, " ".join(detail.replace("\0", "").split())[:_LONGEST_DETAIL], retry_after)
+    return Outcome(result, code, " ".join(detail.replace("\0", "").split())[:_LONGEST_DETAIL], retry_after, outage)

@@ -154,7 +154,7 @@ class EmailChannel:
         try:
             client, kept = self._kept() or (await self._connect(), False)
         except (aiosmtplib.SMTPException, OSError) as error:
-            return outcome(Result.FAILED, getattr(error, "code", 0), f"cannot connect: {_reason(error)}")
+            return outcome(Result.FAILED, getattr(error, "code", 0), f"cannot connect: {_reason(error)}", outage=True)
         try:
             return await self._transact(client, kept, message)
         except (aiosmtplib.SMTPSenderRefused, aiosmtplib.SMTPRecipientRefused, aiosmtplib.SMTPDataError) as error:
@@ -164,7 +164,7 @@ class EmailChannel:
             return outcome(Result.REFUSED, 0, str(error))
         except (aiosmtplib.SMTPException, OSError) as error:
             client.close()
-            return outcome(Result.FAILED, getattr(error, "code", 0), _reason(error))
+            return outcome(Result.FAILED, getattr(error, "code", 0), _reason(error), outage=True)
         except BaseException:
             client.close()
             raise
@@ -202,7 +202,9 @@ class EmailChannel:
             self._keep(client)
         except (aiosmtplib.SMTPException, OSError):
             client.close()
-        return outcome(Result.REFUSED if permanent else Result.FAILED, error.code, error.message)
+        # One that is closing says so whatever it is asked; other codes are about this mail.
+        outage = error.code == _SERVICE_CLOSING
+        return outcome(Result.REFUSED if permanent else Result.FAILED, error.code, error.message, outage=outage)
 
     async def _connect(self) -> aiosmtplib.SMTP:
         client = aiosmtplib.SMTP(**self._options)

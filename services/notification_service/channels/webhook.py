@@ -25,6 +25,9 @@ _READ_BYTES = 512
 # Answers below 500 that are worth another attempt: time-out, too early, too many.
 _RETRYABLE = frozenset({408, 425, 429})
 
+# Of those the ones that say nothing about the next call.
+_OF_ONE_CALL = frozenset({408, 425})
+
 
 class WebhookChannel:
     """Calls endpoints at public addresses and in the networks that are allowed besides."""
@@ -72,15 +75,15 @@ class WebhookChannel:
                     response.close()  # the rest is not read, so the connection is of no more use
                 return judge(response.status, answer.decode(errors="replace"), response.headers.get("Retry-After"), now)
         except TimeoutError:
-            return outcome(Result.FAILED, 0, "no answer in time")
+            return outcome(Result.FAILED, 0, "no answer in time", outage=True)
         except ForbiddenAddressError as error:
             return _forbidden(error)
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, ForbiddenAddressError):
                 return _forbidden(error.os_error)
-            return outcome(Result.FAILED, 0, f"{type(error).__name__}: {error}")
+            return outcome(Result.FAILED, 0, f"{type(error).__name__}: {error}", outage=True)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return outcome(Result.FAILED, 0, f"{type(error).__name__}: {error}")
+            return outcome(Result.FAILED, 0, f"{type(error).__name__}: {error}", outage=True)
 
     def _check_literal(self, url: str) -> None:
         """A host that is an address already is not resolved."""
@@ -102,7 +105,7 @@ def judge(status: int, answer: str, retry_after: str | None, now: datetime) -> O
     if 200 <= status < 300:
         return outcome(Result.SUCCEEDED, status, answer)
     if status >= 500 or status in _RETRYABLE:
-        return outcome(Result.FAILED, status, answer, _seconds(retry_after, now))
+        return outcome(Result.FAILED, status, answer, _seconds(retry_after, now), outage=status not in _OF_ONE_CALL)
     if 300 <= status < 400:
         return outcome(Result.REFUSED, status, "answered with a redirect, which is not followed")
     return outcome(Result.REFUSED, status, answer)

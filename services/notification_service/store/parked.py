@@ -53,6 +53,7 @@ def _number(value: int) -> Any:
     return literal_column(str(value), SmallInteger)
 
 
+_EMPTY, _BY_HAND = literal_column("''", Text), literal_column("'DISCARDED_BY_HAND'", Text)
 _IDS = bindparam("ids", type_=ARRAY(UUID(as_uuid=True)))
 _is_parked = _delivery.state == _number(State.PARKED)
 # One that could not be composed was parked when it was made.
@@ -64,8 +65,10 @@ _CHANGES: Mapping[Operation, Mapping[str, Any]] = {
         "tries_before": _delivery.tries,
         "next_attempt_time": func.now(),
         "end_time": null(),
+        "end_reason": _EMPTY,
+        "give_up_time": null(),
     },
-    Operation.DISCARDED: {"state": _number(State.DISCARDED), "end_time": func.now()},
+    Operation.DISCARDED: {"state": _number(State.DISCARDED), "end_time": func.now(), "end_reason": _BY_HAND},
 }
 
 _LOOK = sql(select(_delivery.id, _delivery.state, _has_content).where(_delivery.id == any_(_IDS)))

@@ -68,6 +68,8 @@ _DELIVERY_COLUMNS = (
     _delivery.next_attempt_time,
     _delivery.end_time,
     _delivery.trace_parent,
+    _delivery.end_reason,
+    _delivery.behind,
 )
 _ATTEMPT_COLUMNS = (
     _attempt.number,
@@ -76,6 +78,7 @@ _ATTEMPT_COLUMNS = (
     _attempt.detail,
     _attempt.start_time,
     _attempt.end_time,
+    _attempt.provider,
 )
 
 # What was done to a delivery by hand, oldest first, as one value; null if nothing was, as for nearly all of them.
@@ -138,6 +141,7 @@ _HEAD = sql(select(inbox.c.notification_position))
 _PENDING = literal_column(str(int(State.PENDING)), SmallInteger)
 _PARKED = literal_column(str(int(State.PARKED)), SmallInteger)
 _DISCARDED = literal_column(str(int(State.DISCARDED)), SmallInteger)
+_CANCELLED = literal_column(str(int(State.CANCELLED)), SmallInteger)
 _INBOX = sql(
     select(
         inbox.c.log_id,
@@ -148,6 +152,7 @@ _INBOX = sql(
         select(func.count()).select_from(deliveries).where(_delivery.state == _PENDING).scalar_subquery(),
         select(func.count()).select_from(deliveries).where(_delivery.state == _PARKED).scalar_subquery(),
         select(func.count()).select_from(deliveries).where(_delivery.state == _DISCARDED).scalar_subquery(),
+        select(func.count()).select_from(deliveries).where(_delivery.state == _CANCELLED).scalar_subquery(),
         select(func.min(_delivery.next_attempt_time))
         .where(_delivery.state == _PENDING, _delivery.next_attempt_time <= func.now())
         .scalar_subquery(),
@@ -199,7 +204,7 @@ def _notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
 
 
 def _attempt_of(row: tuple[Any, ...]) -> notifications_pb2.Delivery.Attempt:
-    number, outcome, code, detail, start_time, end_time = row
+    number, outcome, code, detail, start_time, end_time, provider = row
     return notifications_pb2.Delivery.Attempt(
         number=number,
         outcome=outcome,
@@ -207,6 +212,7 @@ def _attempt_of(row: tuple[Any, ...]) -> notifications_pb2.Delivery.Attempt:
         detail=detail,
         start_time=_stamp(start_time),
         end_time=_stamp(end_time),
+        provider=provider,
     )
 
 
@@ -243,7 +249,7 @@ async def list_deliveries(connection: Connection, filters: Mapping[str, Any], be
     width = len(_DELIVERY_COLUMNS) + 1
     for columns, rows in itertools.groupby(await cursor.fetchall(), lambda row: row[:width]):
         position, identity, notification_id, user_id, event_id, channel, target, state, key, *rest = columns
-        create_time, next_attempt_time, end_time, trace_parent, operations = rest
+        create_time, next_attempt_time, end_time, trace_parent, end_reason, behind, operations = rest
         delivery = notifications_pb2.Delivery(
             id=str(identity),
             notification_id=str(notification_id),
@@ -259,6 +265,8 @@ async def list_deliveries(connection: Connection, filters: Mapping[str, Any], be
             end_time=_stamp(end_time),
             trace_parent=trace_parent,
             operations=[_operation_of(done) for done in operations or ()],
+            end_reason=end_reason,
+            waits_for=str(behind) if behind else "",
         )
         listed.append(Listed(position, delivery))
     return listed
@@ -286,16 +294,17 @@ async def inbox_state(connection: Connection) -> notifications_pb2.Inbox:
     row = await (await connection.execute(_INBOX, binary=True)).fetchone()
     if row is None:
         return notifications_pb2.Inbox()
-    log_id, position, position_time, notes, made, pending, parked, discarded, oldest = row
+    log_id, position, position_time, notes, made, pending, parked, discarded, cancelled, oldest = row
     return notifications_pb2.Inbox(
         log_id=str(log_id) if log_id else "",
         position=position,
         position_time=_stamp(position_time),
         notifications=notes,
         pending=pending,
-        delivered=made - pending - parked - discarded,
+        delivered=made - pending - parked - discarded - cancelled,
         parked=parked,
         discarded=discarded,
+        cancelled=cancelled,
         oldest_pending_time=_stamp(oldest),
     )
 

@@ -110,6 +110,8 @@ class Delivery(_message.Message):
         """Given up after the last attempt or a permanent refusal."""
         DISCARDED: Delivery._State.ValueType  # 4
         """Was parked, and is not to be tried again: by DiscardDeliveries."""
+        CANCELLED: Delivery._State.ValueType  # 5
+        """Not sent, for the reason in `end_reason`: nobody wants it any more, or nobody may have it."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Delivery.State.ValueType  # 0
@@ -121,6 +123,8 @@ class Delivery(_message.Message):
     """Given up after the last attempt or a permanent refusal."""
     DISCARDED: Delivery.State.ValueType  # 4
     """Was parked, and is not to be tried again: by DiscardDeliveries."""
+    CANCELLED: Delivery.State.ValueType  # 5
+    """Not sent, for the reason in `end_reason`: nobody wants it any more, or nobody may have it."""
 
     @_typing.final
     class Attempt(_message.Message):
@@ -157,11 +161,14 @@ class Delivery(_message.Message):
         DETAIL_FIELD_NUMBER: _builtins.int
         START_TIME_FIELD_NUMBER: _builtins.int
         END_TIME_FIELD_NUMBER: _builtins.int
+        PROVIDER_FIELD_NUMBER: _builtins.int
         number: _builtins.int
         outcome: Global___Delivery.Attempt.Outcome.ValueType
         code: _builtins.int
         """The SMTP or HTTP status; 0 if there was none."""
         detail: _builtins.str
+        provider: _builtins.str
+        """By which mail provider; empty for other channels."""
         @_builtins.property
         def start_time(self) -> _timestamp_pb2.Timestamp: ...
         @_builtins.property
@@ -175,10 +182,11 @@ class Delivery(_message.Message):
             detail: _builtins.str = ...,
             start_time: _timestamp_pb2.Timestamp | None = ...,
             end_time: _timestamp_pb2.Timestamp | None = ...,
+            provider: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "end_time", b"end_time", "number", b"number", "outcome", b"outcome", "start_time", b"start_time"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "end_time", b"end_time", "number", b"number", "outcome", b"outcome", "provider", b"provider", "start_time", b"start_time"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -240,6 +248,8 @@ class Delivery(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     TRACE_PARENT_FIELD_NUMBER: _builtins.int
     OPERATIONS_FIELD_NUMBER: _builtins.int
+    END_REASON_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     notification_id: _builtins.str
     user_id: _builtins.str
@@ -252,6 +262,14 @@ class Delivery(_message.Message):
     idempotency_key: _builtins.str
     """The same at every attempt: the Message-ID of a mail, the webhook-id of a call."""
     trace_parent: _builtins.str
+    end_reason: _builtins.str
+    """Why it is PARKED, DISCARDED or CANCELLED: a stable word in capitals, such as TRIES_EXHAUSTED, REFUSED, EXPIRED,
+    NOT_COMPOSED, ENDPOINT_GONE, USER_DELETED.
+    """
+    waits_for: _builtins.str
+    """The earlier delivery that it waits for, if it does: a delivery never overtakes an earlier one to the same user over
+    the same channel to the same target, and one that is parked holds back the later ones of its user and channel.
+    """
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery.Attempt]: ...
     @_builtins.property
@@ -283,10 +301,12 @@ class Delivery(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         trace_parent: _builtins.str = ...,
         operations: _abc.Iterable[Global___Delivery.Operation] | None = ...,
+        end_reason: _builtins.str = ...,
+        waits_for: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "channel", b"channel", "create_time", b"create_time", "end_time", b"end_time", "event_id", b"event_id", "id", b"id", "idempotency_key", b"idempotency_key", "next_attempt_time", b"next_attempt_time", "notification_id", b"notification_id", "operations", b"operations", "state", b"state", "target", b"target", "trace_parent", b"trace_parent", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "channel", b"channel", "create_time", b"create_time", "end_reason", b"end_reason", "end_time", b"end_time", "event_id", b"event_id", "id", b"id", "idempotency_key", b"idempotency_key", "next_attempt_time", b"next_attempt_time", "notification_id", b"notification_id", "operations", b"operations", "state", b"state", "target", b"target", "trace_parent", b"trace_parent", "user_id", b"user_id", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -759,6 +779,7 @@ class Inbox(_message.Message):
     PARKED_FIELD_NUMBER: _builtins.int
     OLDEST_PENDING_TIME_FIELD_NUMBER: _builtins.int
     DISCARDED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
     log_id: _builtins.str
     """The last position of the user feed that is processed, and its feed's identity."""
     position: _builtins.int
@@ -767,6 +788,7 @@ class Inbox(_message.Message):
     delivered: _builtins.int
     parked: _builtins.int
     discarded: _builtins.int
+    cancelled: _builtins.int
     @_builtins.property
     def position_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -785,10 +807,11 @@ class Inbox(_message.Message):
         parked: _builtins.int = ...,
         oldest_pending_time: _timestamp_pb2.Timestamp | None = ...,
         discarded: _builtins.int = ...,
+        cancelled: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_pending_time", b"oldest_pending_time", "position_time", b"position_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered", b"delivered", "discarded", b"discarded", "log_id", b"log_id", "notifications", b"notifications", "oldest_pending_time", b"oldest_pending_time", "parked", b"parked", "pending", b"pending", "position", b"position", "position_time", b"position_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "delivered", b"delivered", "discarded", b"discarded", "log_id", b"log_id", "notifications", b"notifications", "oldest_pending_time", b"oldest_pending_time", "parked", b"parked", "pending", b"pending", "position", b"position", "position_time", b"position_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,83 @@
+"""The lanes of this process: what the settings and the operator's files make of channels, routes and policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from notification_service import policies, providers
+from notification_service.breaker import Breaker, Patience
+from notification_service.channels.email import EmailChannel
+from notification_service.channels.webhook import WebhookChannel
+from notification_service.dispatcher import Lane
+from notification_service.domain import EMAIL, WEBHOOK
+from notification_service.endpoints import Endpoint
+from notification_service.limits import Bucket
+from notification_service.providers import Provider
+from notification_service.retries import Policy
+from notification_service.routes import Providers, Route, Target, Targets
+from notification_service.settings import NotificationServiceSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """What the operator's files say of sending."""
+
+    policies: Mapping[str, Policy]
+    providers: Sequence[Provider]
+
+
+def read(settings: NotificationServiceSettings) -> Sending:
+    """Reads the files. Raises InvalidConfigError."""
+    policy = Policy(
+        settings.tries,
+        settings.retry_base,
+        settings.retry_factor,
+        settings.retry_cap,
+        settings.send_timeout,
+        settings.max_age,
+    )
+    smtp = Provider(
+        name="smtp",
+        host=settings.smtp_host,
+        port=settings.smtp_port,
+        tls=settings.smtp_tls,
+        username=settings.smtp_username,
+        password=settings.smtp_password if settings.smtp_username else None,
+        rate=0.0,
+    )
+    return Sending(
+        policies.load(settings.policies_file, policy, settings.lease), providers.load(settings.providers_file, smtp)
+    )
+
+
+def make(settings: NotificationServiceSettings, sending: Sending, endpoints: Sequence[Endpoint]) -> dict[str, Lane]:
+    """The lanes by the names of their channels; inside the event loop that runs them."""
+    patience = Patience(settings.breaker_failures, settings.breaker_pause, settings.breaker_cap)
+    email, webhook = sending.policies[EMAIL], sending.policies[WEBHOOK]
+    routes = [_route(settings, one, email, patience) for one in sending.providers]
+    named = {endpoint.url: Target(endpoint.name) for endpoint in endpoints}
+    calls = WebhookChannel(
+        endpoints,
+        connections=settings.webhook_slots,
+        timeout=webhook.timeout,
+        networks=settings.webhook_networks_allowed,
+    )
+    return {
+        EMAIL: Lane(Providers(routes), email, settings.email_slots),
+        WEBHOOK: Lane(Targets(calls, lambda: named, settings.webhook_slots, patience), webhook, settings.webhook_slots),
+    }
+
+
+def _route(settings: NotificationServiceSettings, provider: Provider, policy: Policy, patience: Patience) -> Route:
+    channel = EmailChannel(
+        provider.host,
+        provider.port,
+        sender=settings.mail_from,
+        tls=provider.tls,
+        username=provider.username,
+        password=provider.secret,
+        timeout=policy.timeout,
+    )
+    bucket = Bucket(provider.rate) if provider.rate else None
+    return Route(provider.name, channel, Breaker(patience), settings.email_slots, bucket)

@@ -44,7 +44,6 @@ def read(settings: NotificationServiceSettings) -> Sending:
         tls=settings.smtp_tls,
         username=settings.smtp_username,
         password=settings.smtp_password if settings.smtp_username else None,
-        rate=0.0,
     )
     return Sending(
         policies.load(settings.policies_file, policy, settings.lease), providers.load(settings.providers_file, smtp)

@@ -33,7 +33,7 @@ class Provider(configfile.Entry):
     username: str = ""
     password: SecretStr | None = None
     password_env: str | None = None
-    rate: float = Field(0.0, ge=0)
+    rate: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _has_password(self) -> Self:

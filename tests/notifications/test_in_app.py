@@ -358,6 +358,7 @@ async def test_tokens_are_of_a_log(here: Replica, connection: Connection) -> Non
         (in_app._COUNTS, "notifications_unseen_idx"),
         (in_app._COUNTS, "notifications_unread_idx"),
         (in_app._list(False, False, False, False), "notifications_in_app_idx"),
+        (in_app._list(False, False, None, False), "notifications_user_id_position_idx"),
         (in_app._list(True, False, False, False), "notifications_unread_idx"),
         (in_app._list(False, True, False, False), "notifications_unseen_idx"),
         (in_app._list(False, False, True, False), "notifications_archived_idx"),
@@ -365,6 +366,7 @@ async def test_tokens_are_of_a_log(here: Replica, connection: Connection) -> Non
     ],
 )
 async def test_statements_go_by_their_index(connection: Connection, statement: str, index: str) -> None:
+    # Hers are the oldest: the index of all positions would lead past everything that came after them.
     await add(connection, count=2000)
     for number in range(5):
         await add(connection, uuid.UUID(int=10 + number), 2000)
@@ -376,3 +378,4 @@ async def test_statements_go_by_their_index(connection: Connection, statement: s
     plan = "\n".join(str(row[0]) for row in rows)
     assert index in plan
     assert "Seq Scan on notifications" not in plan
+    assert "notifications_position_key" not in plan

@@ -27,6 +27,7 @@ from sqlalchemy import (
     null,
     select,
     text,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -52,6 +53,9 @@ _note = notifications.c
 _IN_APP: ColumnElement[bool] = text("'in_app' = ANY (channels)")  # type: ignore[assignment] # what stands in an index
 _USER, _BEFORE, _LIMIT = bind("user_id", UUID), bind("before", BigInteger()), bind("most", Integer())
 _of_user = and_(_IN_APP, _note.user_id == _USER)
+# Ordered scans compare and order by both columns of the indexes. With an equal user_id the order would be that of the
+# position alone, and the planner would take the index of all positions, past everything that others have got.
+_place = tuple_(_note.user_id, _note.position)
 _is_kept, _is_archived = _note.archive_time.is_(None), _note.archive_time.is_not(None)
 _is_unseen, _is_unread = _note.seen_time.is_(None), _note.read_time.is_(None)
 
@@ -88,7 +92,7 @@ class Counted:
 
 @cache
 def _list(unread: bool, unseen: bool, archived: bool | None, has_category: bool) -> str:
-    conditions: list[ColumnElement[bool]] = [_of_user, _note.position < _BEFORE]
+    conditions: list[ColumnElement[bool]] = [_IN_APP, _note.user_id >= _USER, _place < tuple_(_USER, _BEFORE)]
     if archived is not None:
         conditions.append(_is_archived if archived else _is_kept)
     if unread:
@@ -98,7 +102,7 @@ def _list(unread: bool, unseen: bool, archived: bool | None, has_category: bool)
     if has_category:
         conditions.append(_note.category == bind("category", Text()))
     statement = select(*reads.NOTIFICATION_COLUMNS).where(*conditions)
-    return sql(statement.order_by(_note.position.desc()).limit(_LIMIT))
+    return sql(statement.order_by(_note.user_id.desc(), _note.position.desc()).limit(_LIMIT))
 
 
 def _count(*conditions: ColumnElement[bool]) -> Any:
@@ -147,13 +151,13 @@ def _change_page(change: Change) -> str:
     page = (
         select(_note.id, _note.position)
         .where(
-            _of_user,
+            _IN_APP,
             _is_archived if change is Change.UNARCHIVE else _is_kept,
             is_open,
-            _note.position > bind("after", BigInteger()),
-            _note.position <= bind("upto", BigInteger()),
+            _place > tuple_(_USER, bind("after", BigInteger())),
+            _place <= tuple_(_USER, bind("upto", BigInteger())),
         )
-        .order_by(_note.position)
+        .order_by(_note.user_id, _note.position)
         .limit(_LIMIT)
         .cte("page")
     )

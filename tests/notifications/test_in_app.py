@@ -366,7 +366,6 @@ async def test_tokens_are_of_a_log(here: Replica, connection: Connection) -> Non
     ],
 )
 async def test_statements_go_by_their_index(connection: Connection, statement: str, index: str) -> None:
-    # Hers are the oldest: the index of all positions would lead past everything that came after them.
     await add(connection, count=2000)
     for number in range(5):
         await add(connection, uuid.UUID(int=10 + number), 2000)
@@ -378,4 +377,19 @@ async def test_statements_go_by_their_index(connection: Connection, statement: s
     plan = "\n".join(str(row[0]) for row in rows)
     assert index in plan
     assert "Seq Scan on notifications" not in plan
-    assert "notifications_position_key" not in plan
+
+
+async def test_an_old_inbox_is_not_looked_for_among_what_came_after_it(connection: Connection) -> None:
+    """The index of all positions does not serve these statements, however the planner weighs what there is."""
+    await add(connection, count=2000)
+    await connection.execute("ANALYZE notifications")
+    values = {"user_id": ADA, "before": 1 << 62, "most": 50, "after": 0, "upto": 2000}
+    async with connection.transaction(force_rollback=True):
+        for name in ("in_app", "unseen", "unread", "archived", "user_id_position"):
+            await connection.execute(f"DROP INDEX notifications_{name}_idx")
+        for statement in (
+            *(in_app._list(unread, False, archived, False) for unread in (False, True) for archived in (False, None)),
+            in_app._change_page(Change.READ),
+        ):
+            rows = await (await connection.execute(f"EXPLAIN {statement}", values)).fetchall()
+            assert "notifications_position_key" not in "\n".join(str(row[0]) for row in rows)

@@ -27,10 +27,12 @@ from notification_service.tail import Tail
 from notification_service.watch import Streams
 from servicekit import callers, database, guard
 from servicekit.database import Connection, Pool
+from tests.harness import Databases, Services
 from tests.notifications.test_api import refusal
-from tidings.client import InApp, NotificationBatch
+from tidings.client import InApp, NotificationBatch, Users, connect
 from tidings.notifications.v1 import in_app_pb2 as pb
 from tidings.notifications.v1 import in_app_pb2_grpc, notifications_pb2, notifications_pb2_grpc
+from tidings.users.v1 import users_pb2
 
 EMPTY = empty_pb2.Empty()
 UPDATE, LIST = pb.UpdateInAppNotificationsRequest, pb.ListInAppNotificationsRequest
@@ -393,3 +395,26 @@ async def test_an_old_inbox_is_not_looked_for_among_what_came_after_it(connectio
         ):
             rows = await (await connection.execute(f"EXPLAIN {statement}", values)).fetchall()
             assert "notifications_position_key" not in "\n".join(str(row[0]) for row in rows)
+
+
+async def test_the_whole_way_through_both_services(databases: Databases, services: Services) -> None:
+    users = await services.users(await databases.users()).start()
+    environment = {
+        "TIDINGS_NOTIFICATIONS_DATABASE_URL": (await databases.notifications()).url,
+        "TIDINGS_NOTIFICATIONS_USERS_ADDRESS": users.address,
+    }
+    process = services.process(
+        "notification_service", "serve", environment=environment, listen_variable="TIDINGS_NOTIFICATIONS_LISTEN"
+    )
+    await process.start()
+    async with connect(users.address) as channel:
+        ada = await Users(channel).create(users_pb2.User(username="ada", email="ada@example.com"))
+    async with connect(process.address) as channel:
+        inbox = InApp(channel, ada.id)
+        stream = inbox.watch(start="earliest")
+        await until(stream, (1, 1, 1))
+        (welcome,) = [one async for one in inbox.list()]
+        assert welcome.subject == "Welcome, ada"
+        assert (await inbox.change(UPDATE.READ, [welcome.id])).changed == 1
+        await until(stream, (1, 0, 0))
+        await stream.aclose()

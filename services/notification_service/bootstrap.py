@@ -11,6 +11,7 @@ import grpc.aio
 import psycopg
 
 from notification_service import endpoints, lanes, metrics, reset, rules
+from notification_service.api.in_app import InAppService
 from notification_service.api.notifications import NotificationService
 from notification_service.compose import Composer
 from notification_service.dispatcher import Dispatcher
@@ -34,12 +35,16 @@ from servicekit.rpc import Door
 from servicekit.settings import variable
 from servicekit.tasks import Background
 from tidings.client import Batch, CursorStore, UserFeed, connect
-from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
+from tidings.notifications.v1 import in_app_pb2, in_app_pb2_grpc, notifications_pb2, notifications_pb2_grpc
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 NAME = "tidings-notifications"
 _SERVICES = tuple(
-    file.services_by_name[name] for file, name in ((notifications_pb2.DESCRIPTOR, "NotificationService"),)
+    file.services_by_name[name]
+    for file, name in (
+        (notifications_pb2.DESCRIPTOR, "NotificationService"),
+        (in_app_pb2.DESCRIPTOR, "InAppService"),
+    )
 )
 
 # One lease per lane, the recorder, and one to spare.
@@ -170,6 +175,12 @@ async def _serve(
         door.entrance.source,
         notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
         NotificationService(queries, streams, dispatcher.wake),
+    )
+    guard.add(
+        door.server,
+        door.entrance.source,
+        in_app_pb2_grpc.add_InAppServiceServicer_to_server,
+        InAppService(queries, tail.hint),
     )
 
     async def not_ready() -> str:

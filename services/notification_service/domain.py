@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
 
-from tidings.notifications.v1 import notifications_pb2
+from tidings.notifications.v1 import in_app_pb2, notifications_pb2
 
 EMAIL = "email"
 IN_APP = "in_app"
@@ -42,6 +42,16 @@ class Operation(IntEnum):
 
     REPLAYED = notifications_pb2.Delivery.Operation.REPLAYED
     DISCARDED = notifications_pb2.Delivery.Operation.DISCARDED
+
+
+class Change(IntEnum):
+    """UpdateInAppNotificationsRequest.Change."""
+
+    SEEN = in_app_pb2.UpdateInAppNotificationsRequest.SEEN
+    READ = in_app_pb2.UpdateInAppNotificationsRequest.READ
+    UNREAD = in_app_pb2.UpdateInAppNotificationsRequest.UNREAD
+    ARCHIVE = in_app_pb2.UpdateInAppNotificationsRequest.ARCHIVE
+    UNARCHIVE = in_app_pb2.UpdateInAppNotificationsRequest.UNARCHIVE
 
 
 @dataclass(frozen=True, slots=True)

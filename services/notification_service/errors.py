@@ -11,6 +11,7 @@ from servicekit.errors import (
     NotFoundError,
     UnavailableError,
     Violation,
+    invalid,
 )
 
 # A status travels in headers, which are bounded: it names so many deliveries and counts the others.
@@ -27,6 +28,13 @@ def token_mismatch(field: str) -> InvalidArgumentError:
     """A token of a request that selected something else."""
     message = "is of a request with other filters"
     return InvalidArgumentError(f"{field}: {message}", reason="TOKEN_MISMATCH", violations=[Violation(field, message)])
+
+
+def foreign_token() -> FailedPreconditionError:
+    """The token is of another log of notifications."""
+    return FailedPreconditionError(
+        "resume_token: is of another log: start from earliest or now", reason="FOREIGN_TOKEN"
+    )
 
 
 def future_token(position: int, head: int) -> FailedPreconditionError:
@@ -67,6 +75,20 @@ def nothing_to_send(ids: Sequence[uuid.UUID]) -> FailedPreconditionError:
         reason="NOTHING_TO_SEND",
         metadata=_ids(ids),
     )
+
+
+def unknown_notification(ids: Sequence[uuid.UUID]) -> NotFoundError:
+    """What is no in-app notification of this user: of another user, of other channels, or not there at all."""
+    return NotFoundError(
+        f"no such in-app notification of this user: {_named([str(one) for one in ids])}",
+        reason="UNKNOWN_NOTIFICATION",
+        metadata=_ids(ids),
+    )
+
+
+def beyond_head(position: int, head: int) -> InvalidArgumentError:
+    """A position that nobody can have seen, for the log is not that long."""
+    return invalid(Violation("up_to_position", f"is {position}, beyond the head {head}"))
 
 
 def database_unavailable() -> UnavailableError:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
     text,
 )
 from sqlalchemy.dialects.postgresql import UUID
@@ -51,6 +52,8 @@ inbox = Table(
     # How many notifications and deliveries there are, which is the position of the newest of each.
     Column("notification_position", BigInteger, nullable=False, server_default=text("0")),
     Column("delivery_position", BigInteger, nullable=False, server_default=text("0")),
+    # The identity of this log of notifications: drawn once, and never changed.
+    Column("notification_log_id", UUID(as_uuid=True), nullable=False, server_default=text("gen_random_uuid()")),
     # When a subscriber last stored something: replicas that stand by judge by it whether there is one.
     Column("update_time", DateTime(timezone=True), nullable=False, server_default=text("now()")),
     CheckConstraint("id = 1", name="single"),
@@ -75,10 +78,36 @@ notifications = Table(
     Column("create_time", DateTime(timezone=True), nullable=False),
     Column("trace_parent", Text, nullable=False, server_default=text("''")),
     Column("trace_state", Text, nullable=False, server_default=text("''")),
+    # What its user did with it in the app. What is read is seen.
+    Column("seen_time", DateTime(timezone=True)),
+    Column("read_time", DateTime(timezone=True)),
+    Column("archive_time", DateTime(timezone=True)),
     UniqueConstraint("position"),
     UniqueConstraint("event_id", "rule"),
     Index(None, "user_id", "position"),
     Index(None, "category", "position"),
+)
+# The in-app inbox of each user: its lists, its counts, and what is still to be marked.
+_is_in_app = text("'in_app' = ANY (channels)")
+for _name, _conditions in (
+    ("in_app", (notifications.c.archive_time.is_(None),)),
+    ("unseen", (notifications.c.archive_time.is_(None), notifications.c.seen_time.is_(None))),
+    ("unread", (notifications.c.archive_time.is_(None), notifications.c.read_time.is_(None))),
+    ("archived", (notifications.c.archive_time.is_not(None),)),
+):
+    Index(
+        f"notifications_{_name}_idx",
+        notifications.c.user_id,
+        notifications.c.position,
+        postgresql_where=and_(_is_in_app, *_conditions),
+    )
+
+# Counts what was changed by hand in a user's in-app inbox, so that other replicas notice. No row is as zero.
+in_app_changes = Table(
+    "in_app_changes",
+    metadata,
+    Column("user_id", UUID(as_uuid=True), primary_key=True),
+    Column("version", BigInteger, nullable=False),
 )
 
 deliveries = Table(

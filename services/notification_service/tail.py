@@ -4,19 +4,23 @@ One loop per process looks for new notifications, at a hint of this process's ow
 stream. What it read last stays in a window, so that streams at the head share one read; a stream further back reads
 for itself. While there are no streams only the head's position is read. Positions become visible in their order, for
 they are taken under the lock of the inbox's row.
+
+The same loop looks whether the in-app inboxes of those users who have a stream were changed, here or by another
+replica: each has a version, which is cheap to read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+import uuid
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
 
-from notification_service.store import reads
+from notification_service.store import in_app, reads
 from servicekit import logs, tasks
 from servicekit.database import Pool
 from tidings.notifications.v1 import notifications_pb2
@@ -37,23 +41,36 @@ class Tail:
         self._hint = asyncio.Event()
         self._window: deque[notifications_pb2.Notification] = deque()
         self._streams = 0
+        self._users: Counter[uuid.UUID] = Counter()
+        self._versions: dict[uuid.UUID, int] = {}
         self._waiters: set[asyncio.Future[None]] = set()
         # Every in-app notification in (`floor`, `head`] is in the window.
         self._floor = 0
         self.head = 0
 
     def hint(self) -> None:
-        """There may be new notifications."""
+        """There may be new notifications, or some that were marked."""
         self._hint.set()
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """A stream is open."""
+    def watching(self, user_id: uuid.UUID | None) -> Iterator[None]:
+        """A stream is open, of one user or of all."""
         self._streams += 1
+        if user_id is not None:
+            self._users[user_id] += 1
         try:
             yield
         finally:
             self._streams -= 1
+            if user_id is not None:
+                self._users[user_id] -= 1
+                if not self._users[user_id]:
+                    del self._users[user_id]
+                    self._versions.pop(user_id, None)
+
+    def version(self, user_id: uuid.UUID) -> int:
+        """The newest version of a user's in-app inbox that was seen while there was a stream of that user."""
+        return self._versions.get(user_id, 0)
 
     async def run(self) -> None:
         """Keeps up with the head."""
@@ -76,18 +93,28 @@ class Tail:
     async def _read(self) -> None:
         async with self._pool.connection() as connection:
             head = await reads.head(connection)
-            if head <= self.head:
-                return
-            shared = self._streams > 0 and head - self.head <= _PAGE
+            shared = self._streams > 0 and 0 < head - self.head <= _PAGE
             found = await reads.tail(connection, self.head, head, _PAGE) if shared else []
-        if not shared:
+            versions = await in_app.versions(connection, self._users) if self._users else {}
+        # Streams may have ended meanwhile.
+        versions = {user_id: version for user_id, version in versions.items() if user_id in self._users}
+        marked = any(version > self.version(user_id) for user_id, version in versions.items())
+        self._versions |= versions
+        if head > self.head:
+            self._advance(head, found if shared else None)
+        elif not marked:
+            return
+        self.wake_all()
+
+    def _advance(self, head: int, found: list[notifications_pb2.Notification] | None) -> None:
+        """Moves the head; None is found where nobody looked, and the window begins anew."""
+        if found is None:
             self._window.clear()
             self._floor = head
-        self._window.extend(found)
+        self._window.extend(found or ())
         while len(self._window) > _WINDOW:
             self._floor = self._window.popleft().position
         self.head = head
-        self.wake_all()
 
     def covers(self, position: int) -> bool:
         """Whether everything after a position is in the window."""

@@ -4,20 +4,24 @@ A stream is a position. Every message says what it has passed (`previous_positio
 It starts with a bookmark, offers a token at least every bookmark interval, and ends, at a shutdown or when it has
 become old, with a drain. Each message is awaited before the next is made: a slow reader costs one message and delays
 nobody.
+
+A stream of one user also tells that user's in-app counts: with its first message, and when it is live as soon as they
+have become others. Counts come after the notifications that they are of.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import psycopg
 
 from notification_service import errors, tokens
-from notification_service.store import reads
+from notification_service.store import feed, in_app, reads
 from notification_service.tail import Tail
 from servicekit.database import Pool
 from servicekit.streams import Life
@@ -30,9 +34,9 @@ _PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a stream asks for, checked. `start` is a position, or where to begin without one."""
+    """What a stream asks for, checked. `start` is a token, or where to begin without one."""
 
-    start: int | Literal["earliest", "now"]
+    start: tokens.ResumeToken | Literal["earliest", "now"]
     user_id: uuid.UUID | None
     selection: bytes
     bookmark_interval: float
@@ -67,54 +71,86 @@ class Streams:
 
     async def stream(self, request: Request, caller: str) -> AsyncIterator[_Response]:
         """The messages of one stream. Ends by itself only with a drain."""
-        with self._life.one(caller) as old, self._tail.watching():
+        with self._life.one(caller) as old, self._tail.watching(request.user_id):
             try:
-                position, head = await self._start(request)
-                async for message in self._messages(request, position, head, old):
+                log_id, position, head = await self._start(request)
+                made = partial(_message, partial(tokens.encode_resume, log_id, selection=request.selection))
+                async for message in self._messages(request, made, position, head, old):
                     yield message
             except psycopg.OperationalError as error:
                 raise errors.database_unavailable() from error
 
-    async def _start(self, request: Request) -> tuple[int, int]:
-        """Where the stream begins, and the head. Asks the database: other replicas' commits count at once."""
+    async def _start(self, request: Request) -> tuple[uuid.UUID, int, int]:
+        """The log, where the stream begins, and the head. Asks the database: other replicas' commits count at once."""
         async with self._pool.connection() as connection:
-            head = await reads.head(connection)
+            found = await reads.log(connection)
+            if found is None:
+                await feed.read_cursor(connection)  # makes the row that has the log's identity
+                found = await reads.log(connection)
+        if found is None:
+            raise LookupError("the inbox has no row")
+        log_id, head = found
         if request.start == "earliest":
-            return 0, head
+            return log_id, 0, head
         if request.start == "now":
-            return head, head
-        if request.start > head:
-            raise errors.future_token(request.start, head)
-        return request.start, head
+            return log_id, head, head
+        if request.start.log_id not in (None, log_id):
+            raise errors.foreign_token()
+        if request.start.position > head:
+            raise errors.future_token(request.start.position, head)
+        return log_id, request.start.position, head
 
-    async def _messages(self, request: Request, position: int, head: int, old: float) -> AsyncIterator[_Response]:
+    async def _messages(
+        self, request: Request, made: Callable[..., _Response], position: int, head: int, old: float
+    ) -> AsyncIterator[_Response]:
         loop, live = asyncio.get_running_loop(), False
         # What the last message has passed; a scan that finds nothing goes on without one.
         told = position
-        yield _message(request, told, position, bookmark=_Response.Bookmark(head_position=head))
+        counted = await self._count(request.user_id)
+        # The newest notification of the user that was sent.
+        newest = 0
+        yield made(told, position, bookmark=_Response.Bookmark(head_position=head), counted=counted)
         bookmark_due = loop.time() + request.bookmark_interval
         while True:
             # What was there when the stream began is sent also before the tail has seen it.
             head = max(head, self._tail.head)
             if self._life.is_over(old):
                 reason, after = self._life.farewell()
-                yield _message(request, told, position, drain=_Response.Drain(reason=reason, reconnect_after=after))
+                yield made(told, position, drain=_Response.Drain(reason=reason, reconnect_after=after))
                 return
             if loop.time() >= bookmark_due:
-                yield _message(request, told, position, bookmark=_Response.Bookmark(head_position=head))
+                yield made(told, position, bookmark=_Response.Bookmark(head_position=head))
             elif position < head:
                 found, position = await self._next(request, position, head)
                 if not found:
                     continue
-                yield _message(request, told, position, notifications=found)
+                newest = found[-1].position
+                yield made(told, position, notifications=found)
             elif not live:
                 live = True
-                yield _message(request, told, position, caught_up=_Response.CaughtUp(position=position))
+                yield made(told, position, caught_up=_Response.CaughtUp(position=position))
+            elif counted is not None and self._is_stale(request.user_id, counted, newest):
+                before, counted = counted, await self._count(request.user_id)
+                if counted is None or _same(before, counted):
+                    continue
+                yield made(told, position, counted=counted)
             else:
                 await self._tail.wait(max(0.0, min(bookmark_due, old) - loop.time()))
                 continue
             told = position
             bookmark_due = loop.time() + request.bookmark_interval
+
+    async def _count(self, user_id: uuid.UUID | None) -> in_app.Counted | None:
+        """The counts of a user; None for a stream of all users."""
+        if user_id is None:
+            return None
+        async with self._pool.connection() as connection:
+            return await in_app.counts(connection, user_id)
+
+    def _is_stale(self, user_id: uuid.UUID | None, counted: in_app.Counted, newest: int) -> bool:
+        """Whether something was marked, or has arrived, since it was counted."""
+        marked = user_id is not None and self._tail.version(user_id) > counted.version
+        return marked or newest > counted.counts.position
 
     async def _next(
         self, request: Request, position: int, head: int
@@ -134,8 +170,17 @@ class Streams:
         return found, head
 
 
+def _same(one: in_app.Counted, other: in_app.Counted) -> bool:
+    """Whether the numbers are the same, whenever they were counted."""
+    return (one.counts.total, one.counts.unseen, one.counts.unread) == (
+        other.counts.total,
+        other.counts.unseen,
+        other.counts.unread,
+    )
+
+
 def _message(
-    request: Request,
+    token: Callable[[int], str],
     previous: int,
     position: int,
     *,
@@ -143,13 +188,15 @@ def _message(
     bookmark: _Response.Bookmark | None = None,
     caught_up: _Response.CaughtUp | None = None,
     drain: _Response.Drain | None = None,
+    counted: in_app.Counted | None = None,
 ) -> _Response:
     return _Response(
         notifications=notifications,
-        resume_token=tokens.encode("resume_token", position, request.selection),
+        resume_token=token(position),
         previous_position=previous,
         position=position,
         bookmark=bookmark,
         caught_up=caught_up,
         drain=drain,
+        in_app_counts=counted.counts if counted else None,
     )

@@ -22,7 +22,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_status import rpc_status
 
 from tests.harness import ServiceProcess
-from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
+from tidings.notifications.v1 import in_app_pb2, in_app_pb2_grpc, notifications_pb2, notifications_pb2_grpc
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -260,9 +260,45 @@ class Inbox(notifications_pb2_grpc.NotificationServiceServicer):
         bookmark = notifications_pb2.WatchNotificationsResponse.Bookmark()
         yield notifications_pb2.WatchNotificationsResponse(resume_token="token-0", bookmark=bookmark)
         yield notifications_pb2.WatchNotificationsResponse(
-            notifications=self.notifications, resume_token="token", position=self.notifications[-1].position
+            notifications=self.notifications,
+            resume_token="token",
+            position=self.notifications[-1].position,
+            in_app_counts=notifications_pb2.InAppCounts(total=1, unseen=1, unread=1) if request.user_id else None,
         )
         await asyncio.Event().wait()
+
+
+class InApp(in_app_pb2_grpc.InAppServiceServicer):
+    """Answers what a test has put in, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.notifications: list[notifications_pb2.Notification] = []
+        self.counts = notifications_pb2.InAppCounts(total=3, unseen=1, unread=2, position=9)
+        self.asked: list[in_app_pb2.ListInAppNotificationsRequest | in_app_pb2.UpdateInAppNotificationsRequest] = []
+
+    async def ListInAppNotifications(
+        self, request: in_app_pb2.ListInAppNotificationsRequest, context: Context
+    ) -> in_app_pb2.ListInAppNotificationsResponse:
+        """One page."""
+        self.asked.append(request)
+        return in_app_pb2.ListInAppNotificationsResponse(notifications=self.notifications)
+
+    async def GetInAppCounts(
+        self, request: in_app_pb2.GetInAppCountsRequest, context: Context
+    ) -> notifications_pb2.InAppCounts:
+        """The counts."""
+        return self.counts
+
+    async def UpdateInAppNotifications(
+        self, request: in_app_pb2.UpdateInAppNotificationsRequest, context: Context
+    ) -> in_app_pb2.UpdateInAppNotificationsResponse:
+        """Of those that are there."""
+        self.asked.append(request)
+        known = {one.id for one in self.notifications}
+        for one in request.ids:
+            if one not in known:
+                await refuse(context, grpc.StatusCode.NOT_FOUND, "UNKNOWN_NOTIFICATION", "ids", f"no such: {one}")
+        return in_app_pb2.UpdateInAppNotificationsResponse(changed=len(request.ids) or 7, counts=self.counts)
 
 
 class Health(HealthServicer):
@@ -287,6 +323,7 @@ class System:
     health: Health
     address: str
     server: grpc.aio.Server
+    in_app: InApp
 
     async def set_health(self, *off: str, **facts: str) -> None:
         """Which names are not SERVING, and what is said besides."""
@@ -308,10 +345,13 @@ class Ran:
 Tidings = Callable[..., Awaitable[Ran]]
 
 
-async def _start(address: str, directory: Directory, inbox: Inbox, health: Health) -> tuple[grpc.aio.Server, str]:
+async def _start(
+    address: str, directory: Directory, inbox: Inbox, health: Health, in_app: InApp
+) -> tuple[grpc.aio.Server, str]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     users_pb2_grpc.add_UserServiceServicer_to_server(directory, server)
     notifications_pb2_grpc.add_NotificationServiceServicer_to_server(inbox, server)
+    in_app_pb2_grpc.add_InAppServiceServicer_to_server(in_app, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     port = server.add_insecure_port(address)
     await server.start()
@@ -322,8 +362,9 @@ async def _start(address: str, directory: Directory, inbox: Inbox, health: Healt
 async def system() -> AsyncIterator[System]:
     """Both services, ready."""
     directory, inbox, health = Directory(), Inbox(), Health()  # type: ignore[abstract]
-    server, address = await _start("127.0.0.1:0", directory, inbox, health)
-    made = System(directory, inbox, health, address, server)
+    in_app = InApp()
+    server, address = await _start("127.0.0.1:0", directory, inbox, health, in_app)
+    made = System(directory, inbox, health, address, server, in_app)
     await made.set_health()
     yield made
     await server.stop(None)

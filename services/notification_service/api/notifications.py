@@ -157,7 +157,7 @@ def _watch_request(request: notifications_pb2.WatchNotificationsRequest) -> watc
         raise invalid(Violation("bookmark_interval", "must be 1 s to 5 min"))
     selection = tokens.selection_hash("WatchNotifications", str(user_id or ""))
     return watch.Request(
-        start=tokens.decode("resume_token", request.resume_token, selection)
+        start=tokens.decode_resume(request.resume_token, selection)
         if start == "resume_token"
         else "now"
         if start == "now"

@@ -58,7 +58,7 @@ def page(
     size = rpc.page_size(request.page_size)
     parts: Iterable[str] = (f"{name}={filters[name]}" for name in sorted(filters))
     selection = tokens.selection_hash(type(request).__name__, *parts)
-    before = tokens.decode("page_token", request.page_token, selection) if request.page_token else _END
+    before = tokens.decode_page(request.page_token, selection) if request.page_token else _END
     return size, selection, before
 
 
@@ -66,4 +66,4 @@ def next_page(positions: Sequence[int], size: int, selection: bytes) -> str:
     """The token of the next page, empty if there is none; `positions` are those found, one more than `size` at most."""
     if len(positions) <= size:
         return ""
-    return tokens.encode("page_token", positions[size - 1], selection)
+    return tokens.encode_page(positions[size - 1], selection)

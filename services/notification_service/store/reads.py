@@ -38,7 +38,7 @@ from tidings.notifications.v1 import notifications_pb2
 
 _note, _delivery, _attempt, _operation = notifications.c, deliveries.c, attempts.c, delivery_operations.c
 
-_NOTIFICATION_COLUMNS = (
+NOTIFICATION_COLUMNS = (
     _note.id,
     _note.position,
     _note.user_id,
@@ -53,6 +53,9 @@ _NOTIFICATION_COLUMNS = (
     _note.create_time,
     _note.trace_parent,
     _note.trace_state,
+    _note.seen_time,
+    _note.read_time,
+    _note.archive_time,
 )
 _DELIVERY_COLUMNS = (
     _delivery.position,
@@ -106,7 +109,7 @@ def _filtered(statement: Select[Any], columns: Any, names: frozenset[str]) -> Se
 
 @cache
 def _list_notifications(names: frozenset[str]) -> str:
-    statement = select(*_NOTIFICATION_COLUMNS).where(_note.position < _BEFORE)
+    statement = select(*NOTIFICATION_COLUMNS).where(_note.position < _BEFORE)
     return sql(_filtered(statement, _note, names).order_by(_note.position.desc()).limit(_LIMIT))
 
 
@@ -126,7 +129,7 @@ def _list_deliveries(names: frozenset[str], state: int | None) -> str:
 
 @cache
 def _tail(of_one_user: bool) -> str:
-    statement = select(*_NOTIFICATION_COLUMNS).where(
+    statement = select(*NOTIFICATION_COLUMNS).where(
         _note.position > bindparam("after", type_=BigInteger),
         _note.position <= bindparam("upto", type_=BigInteger),
         bindparam("channel", type_=Text) == any_(_note.channels),
@@ -137,6 +140,7 @@ def _tail(of_one_user: bool) -> str:
 
 
 _HEAD = sql(select(inbox.c.notification_position))
+_LOG = sql(select(inbox.c.notification_log_id, inbox.c.notification_position))
 
 _PENDING = literal_column(str(int(State.PENDING)), SmallInteger)
 _PARKED = literal_column(str(int(State.PARKED)), SmallInteger)
@@ -182,9 +186,10 @@ def _stamp(value: datetime | None) -> Timestamp | None:
     return stamp
 
 
-def _notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
+def notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
+    """The message of a row of NOTIFICATION_COLUMNS."""
     identity, position, user_id, event_id, event_position, rule, category, template, channels, *rest = row
-    subject, body, create_time, trace_parent, trace_state = rest
+    subject, body, create_time, trace_parent, trace_state, seen_time, read_time, archive_time = rest
     return notifications_pb2.Notification(
         id=str(identity),
         position=position,
@@ -200,6 +205,9 @@ def _notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
         create_time=_stamp(create_time),
         trace_parent=trace_parent,
         trace_state=trace_state,
+        seen_time=_stamp(seen_time),
+        read_time=_stamp(read_time),
+        archive_time=_stamp(archive_time),
     )
 
 
@@ -237,7 +245,7 @@ async def list_notifications(
     """Notifications below a position, newest first; filters are by column."""
     statement = _list_notifications(frozenset(filters))
     cursor = await connection.execute(statement, {**filters, "before": before, "most": most}, binary=True)
-    return [_notification(row) for row in await cursor.fetchall()]
+    return [notification(row) for row in await cursor.fetchall()]
 
 
 async def list_deliveries(connection: Connection, filters: Mapping[str, Any], before: int, most: int) -> list[Listed]:
@@ -278,6 +286,12 @@ async def head(connection: Connection) -> int:
     return int(row[0]) if row else 0
 
 
+async def log(connection: Connection) -> tuple[uuid.UUID, int] | None:
+    """The identity of the log of notifications and its newest position; None while the inbox has no row."""
+    row = await (await connection.execute(_LOG, binary=True)).fetchone()
+    return (row[0], row[1]) if row else None
+
+
 async def tail(
     connection: Connection, after: int, upto: int, most: int, user_id: uuid.UUID | None = None
 ) -> list[notifications_pb2.Notification]:
@@ -286,7 +300,7 @@ async def tail(
     if user_id is not None:
         values["user_id"] = user_id
     cursor = await connection.execute(_tail(user_id is not None), values, binary=True)
-    return [_notification(row) for row in await cursor.fetchall()]
+    return [notification(row) for row in await cursor.fetchall()]
 
 
 async def inbox_state(connection: Connection) -> notifications_pb2.Inbox:

@@ -14,6 +14,7 @@ from tidings.cli import (
     deliveries,
     deliveries_change,
     doctor,
+    in_app,
     mail,
     new_token,
     notifications,
@@ -69,6 +70,7 @@ for _group in (users, users_import, users_watch):
     _group.register(users.app)
 deliveries_change.register(deliveries.app)
 app.add_typer(users.app, name="users")
+notifications.app.add_typer(in_app.app, name="inbox")
 app.add_typer(notifications.app, name="notifications")
 app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(mail.app, name="mail")

@@ -34,6 +34,7 @@ from tidings.client.errors import (
 )
 from tidings.client.feed import Batch, UserFeed
 from tidings.client.imports import ImportFailure, ImportProgress
+from tidings.client.in_app import InApp
 from tidings.client.notifications import NotificationBatch, NotificationFeed, Notifications
 from tidings.client.replica import Replica, leaves
 from tidings.client.shards import shard_of
@@ -54,6 +55,7 @@ __all__ = [
     "GapError",
     "ImportFailure",
     "ImportProgress",
+    "InApp",
     "LostPlaceError",
     "MemoryCursor",
     "NotificationBatch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -113,9 +114,16 @@ class Notifications:
 class NotificationBatch(Stretch[notifications_pb2.Notification]):
     """In-app notifications that follow each other. Positions between them are of notifications not in-app."""
 
+    # In a feed of one user: the counts of the in-app inbox, if they came with this; None if not.
+    in_app_counts: notifications_pb2.InAppCounts | None = None
+
 
 class NotificationFeed:
-    """Follows WatchNotifications, of one user or of all, as UserFeed follows WatchUsers."""
+    """Follows WatchNotifications, of one user or of all, as UserFeed follows WatchUsers.
+
+    With `counts`, which goes with a `user_id`, there are also batches for the counts of that user's in-app inbox: when
+    the feed connects, and whenever they have become others. They may have no events.
+    """
 
     def __init__(
         self,
@@ -126,6 +134,7 @@ class NotificationFeed:
         user_id: str = "",
         bookmark_interval: float = 10.0,
         progress: bool = False,
+        counts: bool = False,
     ) -> None:
         stub = notifications_pb2_grpc.NotificationServiceStub(channel)
         interval = interval_message(bookmark_interval)
@@ -143,9 +152,25 @@ class NotificationFeed:
             return stub.WatchNotifications(request)
 
         source = Source(
-            "notifications", call, lambda message: message.notifications, lambda _: None, NotificationBatch, dense=False
+            "notifications",
+            call,
+            lambda message: message.notifications,
+            lambda _: None,
+            NotificationBatch,
+            dense=False,
+            more_of=_counts_of,
         )
-        self._follower = Follower(source, cursor=cursor, bookmark_interval=bookmark_interval, progress=progress)
+        self._progress, self._counts = progress, counts
+        self._follower = Follower(
+            source, cursor=cursor, bookmark_interval=bookmark_interval, progress=progress or counts
+        )
 
-    def __aiter__(self) -> AsyncGenerator[NotificationBatch, None]:
-        return self._follower.follow()
+    async def __aiter__(self) -> AsyncGenerator[NotificationBatch, None]:
+        async with aclosing(self._follower.follow()) as batches:
+            async for batch in batches:
+                if batch.events or self._progress or (self._counts and batch.in_app_counts is not None):
+                    yield batch
+
+
+def _counts_of(message: notifications_pb2.WatchNotificationsResponse) -> dict[str, notifications_pb2.InAppCounts]:
+    return {"in_app_counts": message.in_app_counts} if message.HasField("in_app_counts") else {}

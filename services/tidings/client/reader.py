@@ -14,7 +14,7 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import lt
@@ -78,6 +78,8 @@ class Source(Generic[Message, Event, Passed]):
     stretch: type[Passed]
     # Whether nothing is left out: positions of events go up one by one.
     dense: bool
+    # What else a message says: further fields of its stretch.
+    more_of: Callable[[Message], Mapping[str, Any]] = lambda _: {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class Reader(Generic[Message, Event, Passed]):
             head_time=self._head_time,
             caught_up=self._live,
             snapshot=part,
+            **self._source.more_of(message),
         )
         self._stretch_from, self._events = message.position, ()
         return passed

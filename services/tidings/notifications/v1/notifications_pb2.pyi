@@ -42,6 +42,9 @@ class Notification(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     TRACE_PARENT_FIELD_NUMBER: _builtins.int
     TRACE_STATE_FIELD_NUMBER: _builtins.int
+    SEEN_TIME_FIELD_NUMBER: _builtins.int
+    READ_TIME_FIELD_NUMBER: _builtins.int
+    ARCHIVE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     position: _builtins.int
     """Dense along this service's log of notifications."""
@@ -63,6 +66,14 @@ class Notification(_message.Message):
     def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def seen_time(self) -> _timestamp_pb2.Timestamp:
+        """What its user did with it in the app, as it was when this was read; unset for not. What is read is seen."""
+
+    @_builtins.property
+    def read_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def archive_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
@@ -80,14 +91,48 @@ class Notification(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         trace_parent: _builtins.str = ...,
         trace_state: _builtins.str = ...,
+        seen_time: _timestamp_pb2.Timestamp | None = ...,
+        read_time: _timestamp_pb2.Timestamp | None = ...,
+        archive_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "create_time", b"create_time", "read_time", b"read_time", "seen_time", b"seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "category", b"category", "channels", b"channels", "create_time", b"create_time", "event_id", b"event_id", "event_position", b"event_position", "id", b"id", "position", b"position", "rule", b"rule", "subject", b"subject", "template", b"template", "trace_parent", b"trace_parent", "trace_state", b"trace_state", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "body", b"body", "category", b"category", "channels", b"channels", "create_time", b"create_time", "event_id", b"event_id", "event_position", b"event_position", "id", b"id", "position", b"position", "read_time", b"read_time", "rule", b"rule", "seen_time", b"seen_time", "subject", b"subject", "template", b"template", "trace_parent", b"trace_parent", "trace_state", b"trace_state", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Notification: _TypeAlias = Notification  # noqa: Y015
+
+@_typing.final
+class InAppCounts(_message.Message):
+    """How many in-app notifications a user has that are not archived."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_FIELD_NUMBER: _builtins.int
+    UNSEEN_FIELD_NUMBER: _builtins.int
+    UNREAD_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    unseen: _builtins.int
+    unread: _builtins.int
+    position: _builtins.int
+    """The newest position of the log as of which it was counted."""
+    def __init__(
+        self,
+        *,
+        total: _builtins.int = ...,
+        unseen: _builtins.int = ...,
+        unread: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "total", b"total", "unread", b"unread", "unseen", b"unseen"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InAppCounts: _TypeAlias = InAppCounts  # noqa: Y015
 
 @_typing.final
 class Delivery(_message.Message):
@@ -718,6 +763,7 @@ class WatchNotificationsResponse(_message.Message):
     BOOKMARK_FIELD_NUMBER: _builtins.int
     CAUGHT_UP_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    IN_APP_COUNTS_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """Resume after what this message has passed."""
     previous_position: _builtins.int
@@ -730,6 +776,12 @@ class WatchNotificationsResponse(_message.Message):
     def caught_up(self) -> Global___WatchNotificationsResponse.CaughtUp: ...
     @_builtins.property
     def drain(self) -> Global___WatchNotificationsResponse.Drain: ...
+    @_builtins.property
+    def in_app_counts(self) -> Global___InAppCounts:
+        """In a stream of one user: with the first message, and whenever they have become others, be it by what arrives or by
+        what is marked anywhere.
+        """
+
     def __init__(
         self,
         *,
@@ -740,10 +792,11 @@ class WatchNotificationsResponse(_message.Message):
         bookmark: Global___WatchNotificationsResponse.Bookmark | None = ...,
         caught_up: Global___WatchNotificationsResponse.CaughtUp | None = ...,
         drain: Global___WatchNotificationsResponse.Drain | None = ...,
+        in_app_counts: Global___InAppCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "caught_up", b"caught_up", "drain", b"drain", "mark", b"mark"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "caught_up", b"caught_up", "drain", b"drain", "in_app_counts", b"in_app_counts", "mark", b"mark"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "caught_up", b"caught_up", "drain", b"drain", "mark", b"mark", "notifications", b"notifications", "position", b"position", "previous_position", b"previous_position", "resume_token", b"resume_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "caught_up", b"caught_up", "drain", b"drain", "in_app_counts", b"in_app_counts", "mark", b"mark", "notifications", b"notifications", "position", b"position", "previous_position", b"previous_position", "resume_token", b"resume_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_mark: _TypeAlias = _typing.Literal["bookmark", "caught_up", "drain"]  # noqa: Y015
     _WhichOneofArgType_mark: _TypeAlias = _typing.Literal["mark", b"mark"]  # noqa: Y015

@@ -43,6 +43,9 @@ _MOST_RECORDED = 500
 _LONGEST_PAUSE = 2.0
 # An attempt that is bounded by a time-out has ended, and is known to have, so many seconds after it at the latest.
 _MARGIN = 5.0
+# A target that one replica does not know yet may be known to another: so long nothing is cancelled; and how often a
+# look for such is worth it. Seconds.
+_GONE_AFTER, _LOOK_FOR_GONE = 600.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,10 +257,17 @@ class Dispatcher:
                 log.warning("outcome dropped: the lease was lost", delivery_id=str(one.id), attempt=one.number)
 
     async def tidy(self) -> None:
-        """Parks what no attempt of ever had an answer, and lets go what waits for nothing any more."""
+        """Parks what no attempt of ever had an answer, lets go what waits for nothing any more, cancels what has no
+        target.
+        """
+        loop, looked = asyncio.get_running_loop(), 0.0
         while True:
             for lane in self._lanes.values():
                 await self._tidy(lane)
+            if loop.time() - looked >= _LOOK_FOR_GONE:
+                looked = loop.time()
+                for lane in self._lanes.values():
+                    await self._cancel_gone(lane)
             await asyncio.sleep(min(self._lease / 2, _LONGEST_PAUSE))
 
     async def _tidy(self, lane: _Running) -> None:
@@ -270,6 +280,18 @@ class Dispatcher:
         holds = policy.parked_holds
         if await self._retried(lambda connection: leases.let_go(connection, lane.name, parked_holds=holds)):
             lane.work.set()
+
+    async def _cancel_gone(self, lane: _Running) -> None:
+        known = lane.routes.known()
+        if known is None:
+            return
+        cancelled = await self._retried(
+            lambda connection: leases.cancel_gone(
+                connection, lane.name, known, patience=_GONE_AFTER, reason=retries.TARGET_GONE
+            )
+        )
+        for identity in cancelled:
+            log.warning("delivery cancelled", channel=lane.name, delivery_id=str(identity), reason=retries.TARGET_GONE)
 
     async def _retried(self, action: Callable[[Connection], Awaitable[_T]]) -> _T:
         """Does something in the database, as often as it takes to reach it."""

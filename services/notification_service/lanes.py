@@ -64,7 +64,9 @@ def make(settings: NotificationServiceSettings, sending: Sending, endpoints: Seq
     )
     return {
         EMAIL: Lane(Providers(routes), email, settings.email_slots),
-        WEBHOOK: Lane(Targets(calls, lambda: named, settings.webhook_slots, patience), webhook, settings.webhook_slots),
+        WEBHOOK: Lane(
+            Targets(calls, lambda: named, tuple, settings.webhook_slots, patience), webhook, settings.webhook_slots
+        ),
     }
 
 

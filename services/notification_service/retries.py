@@ -17,7 +17,8 @@ from notification_service.domain import Ended, Leased, Result, State
 
 LONGEST_RETRY_AFTER = 86_400.0
 
-REFUSED, TRIES_EXHAUSTED, EXPIRED = "REFUSED", "TRIES_EXHAUSTED", "EXPIRED"
+# Why deliveries end: Delivery.end_reason.
+REFUSED, TRIES_EXHAUSTED, EXPIRED, TARGET_GONE = "REFUSED", "TRIES_EXHAUSTED", "EXPIRED", "TARGET_GONE"
 
 
 @dataclass(frozen=True, slots=True)

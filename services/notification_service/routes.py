@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -102,6 +102,10 @@ class Routes(Protocol):
         """Whether another route could take what this one could not."""
         ...
 
+    def known(self) -> Collection[str] | None:
+        """The targets that there are, also those that are not asked now; None if any will do."""
+        ...
+
     def standing(self) -> Sequence[Route]:
         """All routes, for who looks at them."""
         ...
@@ -136,6 +140,10 @@ class Providers:
         """See Routes."""
         return any(one is not route and one.room(now) for one in self.routes)
 
+    def known(self) -> Collection[str] | None:
+        """See Routes."""
+        return None
+
     def standing(self) -> Sequence[Route]:
         """See Routes."""
         return self.routes
@@ -155,10 +163,13 @@ class Target:
 
 @dataclass(slots=True)
 class Targets:
-    """Routes to what `targets` names, by target: asked each time, for they change while the process runs."""
+    """Routes to what `targets` names, by target, each asked for every time: they change while the process runs. What
+    `paused` names is there, too, but not asked.
+    """
 
     channel: Channel
     targets: Callable[[], Mapping[str, Target]]
+    paused: Callable[[], Collection[str]]
     slots: int
     patience: Patience
     _routes: dict[str, tuple[Target, Route]] = field(default_factory=dict)
@@ -196,6 +207,10 @@ class Targets:
     def alternative(self, route: Route, now: float) -> bool:
         """See Routes."""
         return False
+
+    def known(self) -> Collection[str] | None:
+        """See Routes."""
+        return {*self.targets(), *self.paused()}
 
     def standing(self) -> Sequence[Route]:
         """See Routes."""

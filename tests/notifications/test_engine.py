@@ -22,7 +22,7 @@ from notification_service.domain import EMAIL, WEBHOOK, Operation, Result, State
 from notification_service.endpoints import Endpoint
 from notification_service.inbox import Inbox
 from notification_service.limits import Bucket
-from notification_service.retries import Policy
+from notification_service.retries import TARGET_GONE, Policy
 from notification_service.routes import Providers, Route, Routes, Target, Targets
 from notification_service.store import feed, leases, parked, reads
 from notification_service.templates import Templates
@@ -257,7 +257,7 @@ async def test_an_endpoint_that_is_away_or_slow_hides_nothing_of_the_others(
             return DOWN if "away" in message.target else OK
 
     named = {one.url: Target(one.name) for one in composer.endpoints}
-    routes = Targets(Calls(), lambda: named, 8, PATIENCE)
+    routes = Targets(Calls(), lambda: named, tuple, 8, PATIENCE)
     async with running(pool, routes, WEBHOOK, replace(FAST, timeout=60.0)) as dispatcher:
         await eventually(lambda: sum("well" in one.target for one in other.sent) == 20)
         by_target = {route.name: route for route in routes.standing()}
@@ -273,12 +273,29 @@ async def test_a_target_that_is_not_named_is_not_asked(pool: Pool, connection: C
     await store(connection, composer, events.created("ada"))
     calls = Other()
     named = {composer.endpoints[0].url: Target("one")}
-    async with running(pool, Targets(calls, lambda: named, 8, PATIENCE), WEBHOOK):
+    async with running(pool, Targets(calls, lambda: named, tuple, 8, PATIENCE), WEBHOOK):
         await eventually(lambda: len(calls.sent) == 1)
         await asyncio.sleep(0.15)
         assert len(calls.sent) == 1
         named[composer.endpoints[1].url] = Target("other")
         await eventually(lambda: len(calls.sent) == 2)
+
+
+async def test_what_has_no_target_any_more_is_cancelled_after_a_while(connection: Connection, events: Events) -> None:
+    composer = _webhooks("kept", "gone")
+    await store(connection, composer, events.created("ada"), events.created("bob"))
+    known = [composer.endpoints[0].url]
+
+    async def cancel(patience: float) -> int:
+        return len(await leases.cancel_gone(connection, WEBHOOK, known, patience=patience, reason=TARGET_GONE))
+
+    assert await cancel(600.0) == 0
+    await connection.execute("UPDATE deliveries SET next_attempt_time = now() - interval '1 hour'")
+    assert await cancel(600.0) == 2
+    ended = {(one.target, State(one.state).name, one.end_reason) for one in await listed(connection)}
+    assert ("https://gone.example.com/", "CANCELLED", "TARGET_GONE") in ended
+    assert ("https://kept.example.com/", "PENDING", "") in ended
+    assert (await reads.inbox_state(connection)).cancelled == 2
 
 
 # The parts that know only the time

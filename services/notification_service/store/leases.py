@@ -12,7 +12,7 @@ not seen by it: `let_go` finds it, a little later.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from sqlalchemy import (
     Select,
     SmallInteger,
     Text,
+    all_,
     and_,
     any_,
     case,
@@ -290,6 +291,25 @@ _LET_GO = sql(
 )
 
 
+_CANCEL_GONE = sql(
+    update(deliveries)
+    .where(
+        deliveries.c.channel == _channel,
+        _is_pending,
+        deliveries.c.target != all_(bind("known", ARRAY(Text()))),
+        deliveries.c.next_attempt_time < func.now() - bind("patience", Float()) * SECOND,
+        _is_free,
+    )
+    .values(
+        state=number(State.CANCELLED),
+        next_attempt_time=null(),
+        end_time=func.now(),
+        end_reason=bind("reason", Text()),
+    )
+    .returning(deliveries.c.id)
+)
+
+
 async def pick(
     connection: Connection,
     channel: str,
@@ -373,3 +393,11 @@ async def let_go(connection: Connection, channel: str, *, parked_holds: bool = T
     """Lets go what waits for a delivery that holds nobody back any more. Returns how many."""
     cursor = await connection.execute(_LET_GO, {"channel": channel, "parked_holds": parked_holds})
     return len(await cursor.fetchall())
+
+
+async def cancel_gone(
+    connection: Connection, channel: str, known: Collection[str], *, patience: float, reason: str
+) -> list[uuid.UUID]:
+    """Cancels what has been due for `patience` seconds on its way to a target that is none of the known ones."""
+    values = {"channel": channel, "known": arrays.texts(list(known)), "patience": patience, "reason": reason}
+    return [identity for (identity,) in await (await connection.execute(_CANCEL_GONE, values)).fetchall()]

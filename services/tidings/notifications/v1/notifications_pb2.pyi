@@ -309,7 +309,7 @@ class Delivery(_message.Message):
     trace_parent: _builtins.str
     end_reason: _builtins.str
     """Why it is PARKED, DISCARDED or CANCELLED: a stable word in capitals, such as TRIES_EXHAUSTED, REFUSED, EXPIRED,
-    NOT_COMPOSED, ENDPOINT_GONE, USER_DELETED.
+    NOT_COMPOSED, DISCARDED_BY_HAND, TARGET_GONE.
     """
     waits_for: _builtins.str
     """The earlier delivery that it waits for, if it does: a delivery never overtakes an earlier one to the same user over

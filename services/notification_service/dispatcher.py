@@ -92,6 +92,14 @@ class Dispatcher:
         self._idle.set()
         self._leasing = 0
         self._draining = False
+        metrics.PAUSED.read = self._paused
+
+    def _paused(self) -> list[tuple[tuple[str, ...], float]]:
+        return [
+            ((lane.name, route.name), float(route.breaker.is_open))
+            for lane in self._lanes.values()
+            for route in lane.routes.standing()
+        ]
 
     def wake(self) -> None:
         """There is new work."""

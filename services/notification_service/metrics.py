@@ -66,6 +66,13 @@ PARKED = Gauge("tidings.deliveries.parked", "{delivery}", "Parked deliveries, as
 OLDEST_PENDING_AGE = Gauge(
     "tidings.deliveries.oldest_pending_age", "s", "The age of the oldest delivery that is not done, or 0.", _CHANNEL
 )
+PAUSED = Gauge(
+    "tidings.delivery.paused",
+    "{destination}",
+    "1 while the breaker of a mail provider or webhook endpoint is open: what goes there waits and uses up no tries.",
+    _CHANNEL,
+    "tidings.destination",
+)
 
 INSTRUMENTS: tuple[Instrument, ...] = (
     CONSUMED,
@@ -80,6 +87,7 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     PENDING,
     PARKED,
     OLDEST_PENDING_AGE,
+    PAUSED,
 )
 
 _consumed = CONSUMED.of("user_events")

@@ -10,12 +10,13 @@ import { stateChip } from "./timeline.js";
 
 const STEP = 100;
 const MOST = 500;
-const STATES = { parked: "Parked", pending: "Pending", delivered: "Delivered", discarded: "Discarded", "": "All" };
+const STATES = { parked: "Parked", pending: "Pending", delivered: "Delivered", discarded: "Discarded", cancelled: "Cancelled", "": "All" };
 const NONE = {
   parked: ["Nothing is parked.", "A delivery is parked when the other side refuses it for good, or after its last attempt."],
   pending: ["Nothing is waiting.", "Deliveries are here between two attempts."],
   delivered: ["Nothing has been delivered yet.", "Create a user, and a mail is sent."],
   discarded: ["Nothing has been discarded.", "Parked deliveries that an operator gives up are kept here."],
+  cancelled: ["Nothing has been cancelled.", "Deliveries that nobody wants any more are kept here, with the reason."],
   "": ["There is no delivery yet.", "Create a user, and a mail is sent."],
 };
 

@@ -37,9 +37,10 @@ class State(StrEnum):
     DELIVERED = "delivered"
     PARKED = "parked"
     DISCARDED = "discarded"
+    CANCELLED = "cancelled"
 
 
-_COLUMNS = ("CREATED", "STATE", "CHANNEL", "TARGET", "TRIES", "LAST ATTEMPT", "ID")
+_COLUMNS = ("CREATED", "STATE", "CHANNEL", "TARGET", "TRIES", "LAST ATTEMPT", "WHY", "ID")
 
 _LIST_EXAMPLES = examples(
     "tidings deliveries list --state parked",
@@ -89,10 +90,12 @@ def _row(delivery: notifications_pb2.Delivery) -> list[str]:
         delivery.target,
         str(len(delivery.attempts)),
         _attempt(delivery.attempts[-1]) if delivery.attempts else "",
+        f"waits for {delivery.waits_for}" if delivery.waits_for else delivery.end_reason,
         delivery.id,
     ]
 
 
 def _attempt(attempt: notifications_pb2.Delivery.Attempt) -> str:
     outcome = _Delivery.Attempt.Outcome.Name(attempt.outcome).lower()
-    return " ".join(part for part in (outcome, str(attempt.code or ""), attempt.detail) if part)
+    provider = f"by {attempt.provider}:" if attempt.provider else ""
+    return " ".join(part for part in (outcome, str(attempt.code or ""), provider, attempt.detail) if part)

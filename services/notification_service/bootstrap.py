@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import replace
+from typing import Any
 
 import grpc.aio
 import psycopg
 
 from notification_service import endpoints, metrics, reset, rules
+from notification_service.api.endpoints import EndpointService
 from notification_service.api.notifications import NotificationService
 from notification_service.channels.email import EmailChannel
 from notification_service.channels.webhook import WebhookChannel
@@ -18,6 +21,7 @@ from notification_service.compose import Composer
 from notification_service.dispatcher import Dispatcher, Lane
 from notification_service.domain import EMAIL, WEBHOOK
 from notification_service.inbox import Inbox
+from notification_service.registry import Endpoints
 from notification_service.retries import Policy
 from notification_service.settings import NotificationServiceSettings
 from notification_service.store import reads
@@ -26,7 +30,7 @@ from notification_service.tables import SCHEMA_REVISION
 from notification_service.tail import Tail
 from notification_service.templates import Templates
 from notification_service.watch import Streams
-from servicekit import database, guard, rpc, schema, telemetry
+from servicekit import database, guard, rpc, schema, tasks, telemetry
 from servicekit import metrics as process
 from servicekit.configfile import InvalidConfigError
 from servicekit.database import Pool
@@ -36,12 +40,16 @@ from servicekit.rpc import Door
 from servicekit.settings import variable
 from servicekit.tasks import Background
 from tidings.client import Batch, CursorStore, UserFeed, connect
-from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
+from tidings.notifications.v1 import endpoints_pb2, endpoints_pb2_grpc, notifications_pb2, notifications_pb2_grpc
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 NAME = "tidings-notifications"
 _SERVICES = tuple(
-    file.services_by_name[name] for file, name in ((notifications_pb2.DESCRIPTOR, "NotificationService"),)
+    file.services_by_name[name]
+    for file, name in (
+        (notifications_pb2.DESCRIPTOR, "NotificationService"),
+        (endpoints_pb2.DESCRIPTOR, "EndpointService"),
+    )
 )
 
 # One lease per lane, the recorder, and one to spare.
@@ -53,11 +61,11 @@ _QUERY_SESSION: dict[str, str | int] = {"statement_timeout": "10s", "idle_in_tra
 
 
 def composer(settings: NotificationServiceSettings) -> Composer:
-    """Reads the operator's files. Raises InvalidConfigError."""
+    """Reads the operator's files; the endpoints are those of the file. Raises InvalidConfigError."""
     made = Composer(
         rules.load(settings.rules_file),
         Templates(settings.templates_dir),
-        endpoints.load(settings.webhooks_file),
+        tuple(one.destination() for one in endpoints.load(settings.webhooks_file)),
         settings.mail_from,
     )
     made.check()
@@ -135,9 +143,17 @@ async def _serve(
         max_stream_age=settings.max_stream_age,
         reconnect_spread=settings.reconnect_spread,
     )
+    known = Endpoints(composer.endpoints, queries, metrics.endpoint_gone)
+    metrics.ENDPOINTS.read = known.standing
+    webhook = WebhookChannel(
+        known,
+        connections=settings.webhook_slots,
+        timeout=settings.send_timeout,
+        networks=settings.webhook_networks_allowed,
+    )
     dispatcher = Dispatcher(
         dispatch,
-        _lanes(settings, composer),
+        _lanes(settings, webhook),
         Policy(settings.tries, settings.retry_base, settings.retry_factor, settings.retry_cap),
         send_timeout=settings.send_timeout,
         lease=settings.lease,
@@ -164,7 +180,11 @@ async def _serve(
         return uuid.UUID(feed.log_id)
 
     subscriber = Subscriber(
-        url, Inbox(composer, stored), open_feed=open_feed, log_id=log_id, patience=settings.standby_patience
+        url,
+        Inbox(replace(composer, endpoints=known), stored),
+        open_feed=open_feed,
+        log_id=log_id,
+        patience=settings.standby_patience,
     )
     rpc.add_tools(door, *_SERVICES)
     guard.add(
@@ -173,6 +193,18 @@ async def _serve(
         notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
         NotificationService(queries, streams, dispatcher.wake),
     )
+    guard.add(
+        door.server,
+        door.entrance.source,
+        endpoints_pb2_grpc.add_EndpointServiceServicer_to_server,
+        EndpointService(queries, known, webhook, dispatcher.wake, settings.webhook_networks_allowed),
+    )
+
+    async def knowing(loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        # What is not read yet looks as if it were deleted.
+        with tasks.resting():
+            await known.loaded()
+        await loop()
 
     async def not_ready() -> str:
         door.health.schema_found, problem = await schema.look(queries, SCHEMA_REVISION)
@@ -187,12 +219,13 @@ async def _serve(
 
     # Each with the longest time until it goes round again.
     for loop, name, every in (
-        (subscriber.run(), "subscriber", LONGEST_PAUSE),
+        (knowing(subscriber.run), "subscriber", LONGEST_PAUSE),
         (dispatcher.run_lane(EMAIL), "email", settings.poll_interval),
-        (dispatcher.run_lane(WEBHOOK), "webhook", settings.poll_interval),
+        (knowing(lambda: dispatcher.run_lane(WEBHOOK)), "webhook", settings.poll_interval),
         (dispatcher.record(), "recorder", 0.0),
         (dispatcher.tidy(), "tidier", settings.lease / 2),
         (tail.run(), "tail", settings.poll_interval),
+        (known.run(settings.poll_interval), "endpoints", settings.poll_interval),
     ):
         background.start(loop, name, every=every)
     if process.seen():
@@ -212,7 +245,7 @@ async def _measure(pool: Pool) -> None:
     await process.refresh(look, _ASK)
 
 
-def _lanes(settings: NotificationServiceSettings, composer: Composer) -> dict[str, Lane]:
+def _lanes(settings: NotificationServiceSettings, webhook: WebhookChannel) -> dict[str, Lane]:
     email = EmailChannel(
         settings.smtp_host,
         settings.smtp_port,
@@ -221,11 +254,5 @@ def _lanes(settings: NotificationServiceSettings, composer: Composer) -> dict[st
         username=settings.smtp_username,
         password=settings.smtp_password.get_secret_value(),
         timeout=settings.send_timeout,
-    )
-    webhook = WebhookChannel(
-        composer.endpoints,
-        connections=settings.webhook_slots,
-        timeout=settings.send_timeout,
-        networks=settings.webhook_networks_allowed,
     )
     return {EMAIL: Lane(email, settings.email_slots), WEBHOOK: Lane(webhook, settings.webhook_slots)}

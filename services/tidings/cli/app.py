@@ -14,6 +14,7 @@ from tidings.cli import (
     deliveries,
     deliveries_change,
     doctor,
+    endpoints,
     mail,
     new_token,
     notifications,
@@ -71,6 +72,7 @@ deliveries_change.register(deliveries.app)
 app.add_typer(users.app, name="users")
 app.add_typer(notifications.app, name="notifications")
 app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(mail.app, name="mail")
 app.add_typer(new_token.app, name="token")
 doctor.register(app)

@@ -176,8 +176,8 @@ def rotate_secret(
     run(body())
 
 
-@app.command(epilog=examples("tidings endpoints test ID"))
-def test(endpoint_id: _Id, address: NotificationsAddress = NOTIFICATIONS_ADDRESS, as_json: Json = False) -> None:
+@app.command("test", epilog=examples("tidings endpoints test ID"))
+def call_once(endpoint_id: _Id, address: NotificationsAddress = NOTIFICATIONS_ADDRESS, as_json: Json = False) -> None:
     """Send an example event at once. Exit code 1 unless it is answered with 2xx."""
 
     async def body() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import replace
+from typing import Any
 
 import grpc.aio
 import psycopg
 
 from notification_service import endpoints, lanes, metrics, reset, rules
+from notification_service.api.endpoints import EndpointService
 from notification_service.api.in_app import InAppService
 from notification_service.api.notifications import NotificationService
 from notification_service.compose import Composer
@@ -18,6 +21,7 @@ from notification_service.dispatcher import Dispatcher
 from notification_service.domain import EMAIL, WEBHOOK
 from notification_service.inbox import Inbox
 from notification_service.lanes import Sending
+from notification_service.registry import Endpoints
 from notification_service.settings import NotificationServiceSettings
 from notification_service.store import reads
 from notification_service.subscriber import LONGEST_PAUSE, Subscriber
@@ -25,7 +29,7 @@ from notification_service.tables import SCHEMA_REVISION
 from notification_service.tail import Tail
 from notification_service.templates import Templates
 from notification_service.watch import Streams
-from servicekit import database, guard, rpc, schema, telemetry
+from servicekit import database, guard, rpc, schema, tasks, telemetry
 from servicekit import metrics as process
 from servicekit.configfile import InvalidConfigError
 from servicekit.database import Pool
@@ -35,7 +39,14 @@ from servicekit.rpc import Door
 from servicekit.settings import variable
 from servicekit.tasks import Background
 from tidings.client import Batch, CursorStore, UserFeed, connect
-from tidings.notifications.v1 import in_app_pb2, in_app_pb2_grpc, notifications_pb2, notifications_pb2_grpc
+from tidings.notifications.v1 import (
+    endpoints_pb2,
+    endpoints_pb2_grpc,
+    in_app_pb2,
+    in_app_pb2_grpc,
+    notifications_pb2,
+    notifications_pb2_grpc,
+)
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 NAME = "tidings-notifications"
@@ -44,6 +55,7 @@ _SERVICES = tuple(
     for file, name in (
         (notifications_pb2.DESCRIPTOR, "NotificationService"),
         (in_app_pb2.DESCRIPTOR, "InAppService"),
+        (endpoints_pb2.DESCRIPTOR, "EndpointService"),
     )
 )
 
@@ -56,11 +68,11 @@ _QUERY_SESSION: dict[str, str | int] = {"statement_timeout": "10s", "idle_in_tra
 
 
 def composer(settings: NotificationServiceSettings) -> Composer:
-    """Reads the operator's files. Raises InvalidConfigError."""
+    """Reads the operator's files; the endpoints are those of the file. Raises InvalidConfigError."""
     made = Composer(
         rules.load(settings.rules_file),
         Templates(settings.templates_dir),
-        endpoints.load(settings.webhooks_file),
+        tuple(one.destination() for one in endpoints.load(settings.webhooks_file)),
         settings.mail_from,
     )
     made.check()
@@ -140,9 +152,12 @@ async def _serve(
         max_stream_age=settings.max_stream_age,
         reconnect_spread=settings.reconnect_spread,
     )
+    known = Endpoints(composer.endpoints, queries, metrics.endpoint_gone)
+    metrics.ENDPOINTS.read = known.standing
+    webhook = lanes.webhook(settings, sending, known)
     dispatcher = Dispatcher(
         dispatch,
-        lanes.make(settings, sending, composer.endpoints),
+        lanes.make(settings, sending, known, webhook),
         lease=settings.lease,
         poll_interval=settings.poll_interval,
     )
@@ -167,7 +182,11 @@ async def _serve(
         return uuid.UUID(feed.log_id)
 
     subscriber = Subscriber(
-        url, Inbox(composer, stored), open_feed=open_feed, log_id=log_id, patience=settings.standby_patience
+        url,
+        Inbox(replace(composer, endpoints=known), stored),
+        open_feed=open_feed,
+        log_id=log_id,
+        patience=settings.standby_patience,
     )
     rpc.add_tools(door, *_SERVICES)
     guard.add(
@@ -182,6 +201,18 @@ async def _serve(
         in_app_pb2_grpc.add_InAppServiceServicer_to_server,
         InAppService(queries, tail.hint),
     )
+    guard.add(
+        door.server,
+        door.entrance.source,
+        endpoints_pb2_grpc.add_EndpointServiceServicer_to_server,
+        EndpointService(queries, known, webhook, dispatcher.wake, settings.webhook_networks_allowed),
+    )
+
+    async def knowing(loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        # What is not read yet looks as if it were deleted.
+        with tasks.resting():
+            await known.loaded()
+        await loop()
 
     async def not_ready() -> str:
         door.health.schema_found, problem = await schema.look(queries, SCHEMA_REVISION)
@@ -196,12 +227,13 @@ async def _serve(
 
     # Each with the longest time until it goes round again.
     for loop, name, every in (
-        (subscriber.run(), "subscriber", LONGEST_PAUSE),
+        (knowing(subscriber.run), "subscriber", LONGEST_PAUSE),
         (dispatcher.run_lane(EMAIL), "email", settings.poll_interval),
-        (dispatcher.run_lane(WEBHOOK), "webhook", settings.poll_interval),
+        (knowing(lambda: dispatcher.run_lane(WEBHOOK)), "webhook", settings.poll_interval),
         (dispatcher.record(), "recorder", 0.0),
         (dispatcher.tidy(), "tidier", settings.lease / 2),
         (tail.run(), "tail", settings.poll_interval),
+        (known.run(settings.poll_interval), "endpoints", settings.poll_interval),
     ):
         background.start(loop, name, every=every)
     if process.seen():

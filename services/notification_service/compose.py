@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from functools import cache
@@ -16,8 +16,8 @@ from typing import Any
 
 from notification_service import domain
 from notification_service.channels.email import Mail, message_id
+from notification_service.destinations import Destination
 from notification_service.domain import EMAIL, IN_APP, WEBHOOK, Delivery, Notification
-from notification_service.endpoints import Endpoint
 from notification_service.rules import Rule
 from notification_service.templates import Plain, RenderError, Templates
 from servicekit import logs
@@ -35,7 +35,8 @@ class Composer:
 
     rules: Sequence[Rule]
     templates: Templates
-    endpoints: Sequence[Endpoint]
+    # Looked at for each event: they may change.
+    endpoints: Iterable[Destination]
     sender: str
 
     def check(self) -> None:
@@ -123,8 +124,8 @@ class Composer:
             return
         content = _payload(rule, notification_id, event, view)
         for endpoint in wanting:
-            delivery_id = domain.delivery_id(notification_id, WEBHOOK, endpoint.url)
-            yield Delivery(delivery_id, WEBHOOK, endpoint.url, str(delivery_id), content)
+            delivery_id = domain.delivery_id(notification_id, WEBHOOK, endpoint.target)
+            yield Delivery(delivery_id, WEBHOOK, endpoint.target, str(delivery_id), content)
 
 
 def _view(event: users_pb2.UserEvent) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import psycopg
 
 from notification_service import metrics, retries, tracing
 from notification_service.channels import Message, Outcome
-from notification_service.domain import Ended, Leased, Result, State
+from notification_service.domain import TARGET_GONE, TRIES_EXHAUSTED, Ended, Leased, Result, State
 from notification_service.retries import Policy
 from notification_service.routes import Route, Routes
 from notification_service.store import leases
@@ -281,7 +281,7 @@ class Dispatcher:
     async def _tidy(self, lane: _Running) -> None:
         policy = lane.policy
         parked = await self._retried(
-            lambda connection: leases.park_exhausted(connection, lane.name, policy.tries, retries.TRIES_EXHAUSTED)
+            lambda connection: leases.park_exhausted(connection, lane.name, policy.tries, TRIES_EXHAUSTED)
         )
         for identity in parked:
             log.warning("delivery parked", delivery_id=str(identity), reason="the last attempt had no answer")
@@ -295,11 +295,11 @@ class Dispatcher:
             return
         cancelled = await self._retried(
             lambda connection: leases.cancel_gone(
-                connection, lane.name, known, patience=_GONE_AFTER, reason=retries.TARGET_GONE
+                connection, lane.name, known, patience=_GONE_AFTER, reason=TARGET_GONE
             )
         )
         for identity in cancelled:
-            log.warning("delivery cancelled", channel=lane.name, delivery_id=str(identity), reason=retries.TARGET_GONE)
+            log.warning("delivery cancelled", channel=lane.name, delivery_id=str(identity), reason=TARGET_GONE)
 
     async def _retried(self, action: Callable[[Connection], Awaitable[_T]]) -> _T:
         """Does something in the database, as often as it takes to reach it."""

@@ -17,6 +17,13 @@ IN_APP = "in_app"
 WEBHOOK = "webhook"
 CHANNELS = (EMAIL, IN_APP, WEBHOOK)
 
+# Why deliveries end: Delivery.end_reason.
+NOT_COMPOSED = "NOT_COMPOSED"
+REFUSED = "REFUSED"
+TRIES_EXHAUSTED = "TRIES_EXHAUSTED"
+EXPIRED = "EXPIRED"
+TARGET_GONE = "TARGET_GONE"
+
 
 class State(IntEnum):
     """Delivery.State, as stored."""

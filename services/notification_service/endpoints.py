@@ -13,16 +13,14 @@ pace.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from standardwebhooks import Webhook
 from yarl import URL
 
+from notification_service.destinations import BAD_SECRET, Destination, Secret, id_of_file, is_secret
 from notification_service.rules import EVENT_TYPES
 from servicekit import configfile
 
@@ -62,29 +60,24 @@ class Endpoint(configfile.Entry):
             raise ValueError("give either secret or secret_env")
         if self.secret_env is not None and not os.environ.get(self.secret_env):
             raise ValueError(f"secret_env: {self.secret_env} is not set")
-        self.signers()
+        self.destination()
         return self
 
-    def signers(self) -> tuple[Webhook, ...]:
-        """One signer per secret."""
+    def destination(self) -> Destination:
+        """It as others see it; its target is its URL."""
         text = self.secret.get_secret_value() if self.secret else os.environ.get(self.secret_env or "", "")
         secrets = text.split()
-        if not secrets or not all(map(_is_secret, secrets)):
-            raise ValueError("a secret is whsec_ and the base64 of 24 to 64 bytes")
-        return tuple(Webhook(secret) for secret in secrets)
-
-    def wants(self, event_type: str, category: str) -> bool:
-        """Whether notifications of this kind go here."""
-        return event_type in self.events and (not self.categories or category in self.categories)
-
-
-def _is_secret(text: str) -> bool:
-    if not text.startswith("whsec_"):
-        return False
-    try:
-        return 24 <= len(base64.b64decode(text.removeprefix("whsec_"), validate=True)) <= 64
-    except binascii.Error:
-        return False
+        if not secrets or not all(map(is_secret, secrets)):
+            raise ValueError(BAD_SECRET)
+        return Destination(
+            id=id_of_file(self.name),
+            name=self.name,
+            url=self.url,
+            target=self.url,
+            secrets=tuple(map(Secret, secrets)),
+            events=self.events,
+            categories=self.categories,
+        )
 
 
 def load(path: Path | None) -> tuple[Endpoint, ...]:

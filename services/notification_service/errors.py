@@ -6,9 +6,12 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from servicekit.errors import (
+    AbortedError,
+    AlreadyExistsError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    ResourceExhaustedError,
     UnavailableError,
     Violation,
     invalid,
@@ -89,6 +92,64 @@ def unknown_notification(ids: Sequence[uuid.UUID]) -> NotFoundError:
 def beyond_head(position: int, head: int) -> InvalidArgumentError:
     """A position that nobody can have seen, for the log is not that long."""
     return invalid(Violation("up_to_position", f"is {position}, beyond the head {head}"))
+
+
+def unknown_endpoint(identity: str) -> NotFoundError:
+    """An endpoint that does not exist."""
+    return NotFoundError(
+        f"id: no endpoint {identity}", reason="UNKNOWN_ENDPOINT", metadata={"field": "id", "id": identity}
+    )
+
+
+def name_taken(name: str) -> AlreadyExistsError:
+    """Another endpoint, of the operator's file perhaps, has this name."""
+    path = "endpoint.name"
+    return AlreadyExistsError(f"{path}: {name} is taken", reason="NAME_TAKEN", metadata={"field": path, "value": name})
+
+
+def stale_version(identity: str, asked: int, current: int) -> AbortedError:
+    """The caller's version is not the current one."""
+    return AbortedError(
+        f"version: is {asked}, but the current version of endpoint {identity} is {current}",
+        reason="STALE_VERSION",
+        metadata={"id": identity, "version": str(asked), "current_version": str(current)},
+    )
+
+
+def request_id_reused(request_id: str) -> InvalidArgumentError:
+    """The request_id was used for another request, or by another caller."""
+    message = "was used for a different request"
+    return InvalidArgumentError(
+        f"request_id: {request_id} {message}",
+        reason="REQUEST_ID_REUSED",
+        metadata={"request_id": request_id},
+        violations=[Violation("request_id", message)],
+    )
+
+
+def endpoint_of_file(name: str) -> FailedPreconditionError:
+    """A change of an endpoint that the operator's file describes."""
+    return FailedPreconditionError(
+        f"id: endpoint {name} is of the operator's file: change it there",
+        reason="ENDPOINT_OF_FILE",
+        metadata={"field": "id", "name": name},
+    )
+
+
+def too_many_endpoints(limit: int) -> ResourceExhaustedError:
+    """There are as many endpoints as may be."""
+    return ResourceExhaustedError(
+        f"there are {limit} endpoints, which is the most", reason="TOO_MANY_ENDPOINTS", metadata={"limit": str(limit)}
+    )
+
+
+def too_many_secrets(limit: int) -> FailedPreconditionError:
+    """As many secrets of an endpoint sign as may."""
+    return FailedPreconditionError(
+        f"{limit} secrets sign already, which is the most: wait until some expire, or rotate with an overlap of 0",
+        reason="TOO_MANY_SECRETS",
+        metadata={"limit": str(limit)},
+    )
 
 
 def database_unavailable() -> UnavailableError:

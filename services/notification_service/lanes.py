@@ -11,9 +11,9 @@ from notification_service.channels.email import EmailChannel
 from notification_service.channels.webhook import WebhookChannel
 from notification_service.dispatcher import Lane
 from notification_service.domain import EMAIL, WEBHOOK
-from notification_service.endpoints import Endpoint
 from notification_service.limits import Bucket
 from notification_service.providers import Provider
+from notification_service.registry import Endpoints
 from notification_service.retries import Policy
 from notification_service.routes import Providers, Route, Target, Targets
 from notification_service.settings import NotificationServiceSettings
@@ -50,23 +50,31 @@ def read(settings: NotificationServiceSettings) -> Sending:
     )
 
 
-def make(settings: NotificationServiceSettings, sending: Sending, endpoints: Sequence[Endpoint]) -> dict[str, Lane]:
-    """The lanes by the names of their channels; inside the event loop that runs them."""
-    patience = Patience(settings.breaker_failures, settings.breaker_pause, settings.breaker_cap)
-    email, webhook = sending.policies[EMAIL], sending.policies[WEBHOOK]
-    routes = [_route(settings, one, email, patience) for one in sending.providers]
-    named = {endpoint.url: Target(endpoint.name) for endpoint in endpoints}
-    calls = WebhookChannel(
+def webhook(settings: NotificationServiceSettings, sending: Sending, endpoints: Endpoints) -> WebhookChannel:
+    """The channel of all webhooks; inside the event loop that runs it."""
+    return WebhookChannel(
         endpoints,
         connections=settings.webhook_slots,
-        timeout=webhook.timeout,
+        timeout=sending.policies[WEBHOOK].timeout,
         networks=settings.webhook_networks_allowed,
     )
+
+
+def make(
+    settings: NotificationServiceSettings, sending: Sending, endpoints: Endpoints, calls: WebhookChannel
+) -> dict[str, Lane]:
+    """The lanes by the names of their channels; inside the event loop that runs them."""
+    patience = Patience(settings.breaker_failures, settings.breaker_pause, settings.breaker_cap)
+    email, webhooks = sending.policies[EMAIL], sending.policies[WEBHOOK]
+    routes = [_route(settings, one, email, patience) for one in sending.providers]
+
+    def enabled() -> dict[str, Target]:
+        return {one.target: Target(one.name, one.rate_limit) for one in endpoints}
+
+    targets = Targets(calls, enabled, endpoints.paused_targets, settings.webhook_slots, patience)
     return {
         EMAIL: Lane(Providers(routes), email, settings.email_slots),
-        WEBHOOK: Lane(
-            Targets(calls, lambda: named, tuple, settings.webhook_slots, patience), webhook, settings.webhook_slots
-        ),
+        WEBHOOK: Lane(targets, webhooks, settings.webhook_slots),
     }
 
 

@@ -73,6 +73,12 @@ PAUSED = Gauge(
     _CHANNEL,
     "tidings.destination",
 )
+ENDPOINTS = Gauge(
+    "tidings.endpoints", "{endpoint}", "Webhook endpoints: `enabled`, `disabled`.", "tidings.endpoint.state"
+)
+ENDPOINTS_GONE = Counter(
+    "tidings.endpoints.gone", "{endpoint}", "Webhook endpoints that were disabled because they answered 410 Gone."
+)
 
 INSTRUMENTS: tuple[Instrument, ...] = (
     CONSUMED,
@@ -88,10 +94,13 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     PARKED,
     OLDEST_PENDING_AGE,
     PAUSED,
+    ENDPOINTS,
+    ENDPOINTS_GONE,
 )
 
 _consumed = CONSUMED.of("user_events")
 _process = PROCESS.of()
+_endpoints_gone = ENDPOINTS_GONE.of()
 _commit_to_processed = COMMIT_TO_PROCESSED.of()
 
 
@@ -152,6 +161,11 @@ def _committed(event: users_pb2.UserEvent) -> float:
 def stands_by() -> None:
     """This process does not follow the feed any more."""
     _place.head = _place.in_hand = _place.last = None
+
+
+def endpoint_gone() -> None:
+    """An endpoint was disabled because it answered 410."""
+    _endpoints_gone.add(1)
 
 
 def attempted(channel: str, result: Result, began: float, event_id: uuid.UUID) -> None:

@@ -13,12 +13,9 @@ import random
 from dataclasses import dataclass
 
 from notification_service.channels import Outcome
-from notification_service.domain import Ended, Leased, Result, State
+from notification_service.domain import EXPIRED, REFUSED, TRIES_EXHAUSTED, Ended, Leased, Result, State
 
 LONGEST_RETRY_AFTER = 86_400.0
-
-# Why deliveries end: Delivery.end_reason.
-REFUSED, TRIES_EXHAUSTED, EXPIRED, TARGET_GONE = "REFUSED", "TRIES_EXHAUSTED", "EXPIRED", "TARGET_GONE"
 
 
 @dataclass(frozen=True, slots=True)

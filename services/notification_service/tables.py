@@ -8,9 +8,11 @@ from __future__ import annotations
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
+    Float,
     ForeignKey,
     Identity,
     Index,
@@ -204,6 +206,50 @@ attempts = Table(
     Column("end_time", DateTime(timezone=True)),
     # The mail provider that was asked; empty for other channels.
     Column("provider", Text, nullable=False, server_default=text("''")),
+)
+
+# Webhook endpoints that are made by the API.
+endpoints = Table(
+    "endpoints",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    # What lists are ordered by.
+    Column("position", BigInteger, Identity(always=True), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("description", Text, nullable=False, server_default=text("''")),
+    # Empty: all.
+    Column("events", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Column("categories", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    # Endpoint.State
+    Column("state", SmallInteger, nullable=False, server_default=text("1")),
+    Column("disable_reason", Text, nullable=False, server_default=text("''")),
+    Column("disable_time", DateTime(timezone=True)),
+    # Calls per second; 0 for no limit.
+    Column("rate_limit", Float, nullable=False, server_default=text("0")),
+    Column("version", BigInteger, nullable=False, server_default=text("1")),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("update_time", DateTime(timezone=True), nullable=False),
+    # What made it, so that a retry is known: the request's id and the hash of caller and request.
+    Column("request_id", UUID(as_uuid=True)),
+    Column("request_hash", LargeBinary),
+    UniqueConstraint("position"),
+    UniqueConstraint("name"),
+    UniqueConstraint("request_id"),
+    CheckConstraint("state IN (1, 2)", name="state"),
+)
+
+# In the clear, for they must sign. Every row that has not expired signs.
+endpoint_secrets = Table(
+    "endpoint_secrets",
+    metadata,
+    Column("endpoint_id", UUID(as_uuid=True), ForeignKey(endpoints.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("secret", Text, nullable=False),
+    # Whether the endpoint began with it.
+    Column("is_first", Boolean, nullable=False, server_default=text("false")),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("expire_time", DateTime(timezone=True)),
 )
 
 # What was done to deliveries by hand: who, when and why.

@@ -23,6 +23,7 @@ from notification_service.channels.email import EmailChannel, Mail, message_id
 from notification_service.channels.webhook import WebhookChannel, judge
 from notification_service.domain import Result
 from notification_service.endpoints import Endpoint
+from notification_service.registry import Endpoints
 from tests.notifications.conftest import SENDER, TRACE_PARENT, MailServer
 
 LOOPBACK = (egress.network("127.0.0.0/8"),)
@@ -194,7 +195,7 @@ async def hook_url(hooks: Hooks) -> AsyncIterator[str]:
 @pytest.fixture
 async def webhooks(hook_url: str) -> AsyncIterator[WebhookChannel]:
     endpoint = Endpoint.model_validate({"name": "crm", "url": hook_url, "secret": " ".join(SECRETS)})
-    channel = WebhookChannel([endpoint], connections=4, timeout=0.5, networks=LOOPBACK)
+    channel = WebhookChannel(Endpoints([endpoint.destination()]), connections=4, timeout=0.5, networks=LOOPBACK)
     yield channel
     await channel.close()
 

@@ -15,9 +15,9 @@ from notification_service.channels import Channel, Message, Outcome
 from notification_service.channels.email import EmailChannel
 from notification_service.compose import Composer
 from notification_service.dispatcher import Dispatcher, Lane
-from notification_service.domain import EMAIL, Ended, Leased, Result, State
+from notification_service.domain import EMAIL, TRIES_EXHAUSTED, Ended, Leased, Result, State
 from notification_service.inbox import Inbox
-from notification_service.retries import TRIES_EXHAUSTED, Policy, decide
+from notification_service.retries import Policy, decide
 from notification_service.routes import Providers, Route
 from notification_service.store import feed, leases, reads
 from servicekit.database import Connection, Pool

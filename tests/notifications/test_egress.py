@@ -14,6 +14,7 @@ from notification_service.channels import Message
 from notification_service.channels.webhook import WebhookChannel
 from notification_service.domain import Result
 from notification_service.endpoints import Endpoint
+from notification_service.registry import Endpoints
 from notification_service.settings import NotificationServiceSettings
 from servicekit.settings import InvalidSettingsError, load
 from tests.harness import free_port
@@ -99,7 +100,12 @@ class Listener:
 
 async def _attempt(url: str, *networks: str) -> tuple[Result, str]:
     endpoint = Endpoint.model_validate({"name": "x", "url": url, "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"})
-    channel = WebhookChannel([endpoint], connections=1, timeout=5, networks=[egress.network(one) for one in networks])
+    channel = WebhookChannel(
+        Endpoints([endpoint.destination()]),
+        connections=1,
+        timeout=5,
+        networks=[egress.network(one) for one in networks],
+    )
     try:
         outcome = await channel.send(Message(url, str(uuid.uuid4()), b"{}", datetime.now(UTC), "", ""))
     finally:

@@ -18,11 +18,11 @@ from notification_service.breaker import Breaker, Patience
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.compose import Composer
 from notification_service.dispatcher import Dispatcher, Lane
-from notification_service.domain import EMAIL, WEBHOOK, Operation, Result, State
+from notification_service.domain import EMAIL, TARGET_GONE, WEBHOOK, Operation, Result, State
 from notification_service.endpoints import Endpoint
 from notification_service.inbox import Inbox
 from notification_service.limits import Bucket
-from notification_service.retries import TARGET_GONE, Policy
+from notification_service.retries import Policy
 from notification_service.routes import Providers, Route, Routes, Target, Targets
 from notification_service.store import feed, leases, parked, reads
 from notification_service.templates import Templates
@@ -237,8 +237,12 @@ async def test_another_provider_stands_in(
 
 
 def _webhooks(*names: str) -> Composer:
-    made = [Endpoint(name=name, url=f"https://{name}.example.com/", secret="whsec_" + "A" * 32) for name in names]
+    made = [Endpoint(name=name, url=_url(name), secret="whsec_" + "A" * 32).destination() for name in names]
     return Composer(rules.load(None), Templates(), made, SENDER)
+
+
+def _url(name: str) -> str:
+    return f"https://{name}.example.com/"
 
 
 async def test_an_endpoint_that_is_away_or_slow_hides_nothing_of_the_others(
@@ -272,19 +276,19 @@ async def test_a_target_that_is_not_named_is_not_asked(pool: Pool, connection: C
     composer = _webhooks("one", "other")
     await store(connection, composer, events.created("ada"))
     calls = Other()
-    named = {composer.endpoints[0].url: Target("one")}
+    named = {_url("one"): Target("one")}
     async with running(pool, Targets(calls, lambda: named, tuple, 8, PATIENCE), WEBHOOK):
         await eventually(lambda: len(calls.sent) == 1)
         await asyncio.sleep(0.15)
         assert len(calls.sent) == 1
-        named[composer.endpoints[1].url] = Target("other")
+        named[_url("other")] = Target("other")
         await eventually(lambda: len(calls.sent) == 2)
 
 
 async def test_what_has_no_target_any_more_is_cancelled_after_a_while(connection: Connection, events: Events) -> None:
     composer = _webhooks("kept", "gone")
     await store(connection, composer, events.created("ada"), events.created("bob"))
-    known = [composer.endpoints[0].url]
+    known = [_url("kept")]
 
     async def cancel(patience: float) -> int:
         return len(await leases.cancel_gone(connection, WEBHOOK, known, patience=patience, reason=TARGET_GONE))

@@ -174,7 +174,7 @@ def test_a_webhook_says_the_change(events: Events) -> None:
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     wanting = Endpoint.model_validate({"name": "a", "url": "http://a/", "secret": secret, "events": ["UPDATED"]})
     other = Endpoint.model_validate({"name": "b", "url": "http://b/", "secret": secret, "categories": ["account"]})
-    composer = Composer(rules.load(None), Templates(), (wanting, other), SENDER)
+    composer = Composer(rules.load(None), Templates(), (wanting.destination(), other.destination()), SENDER)
     event = events.updated(events.user("ada", labels={"b": "1", "a": "2"}), email="ada@new.example")
     (notification,) = composer.compose(event)
     assert composer.compose(event) == [notification]

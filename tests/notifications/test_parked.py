@@ -19,9 +19,8 @@ from notification_service import rules
 from notification_service.api.notifications import NotificationService
 from notification_service.channels import Outcome
 from notification_service.compose import Composer
-from notification_service.domain import EMAIL, Ended, Operation, Result, State
+from notification_service.domain import EMAIL, TRIES_EXHAUSTED, Ended, Operation, Result, State
 from notification_service.inbox import Inbox
-from notification_service.retries import TRIES_EXHAUSTED
 from notification_service.store import feed, leases, parked, reads
 from notification_service.tail import Tail
 from notification_service.templates import Templates

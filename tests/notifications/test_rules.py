@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -118,8 +119,9 @@ secret_env = "CRM_SECRETS"
 events = ["CREATED"]
 categories = ["account"]
 """
-    (endpoint,) = endpoints.load(write(tmp_path / "webhooks.toml", text))
-    assert len(endpoint.signers()) == 2
+    (read,) = endpoints.load(write(tmp_path / "webhooks.toml", text))
+    endpoint = read.destination()
+    assert len(endpoint.signers(datetime.now(UTC))) == 2
     assert endpoint.wants("CREATED", "account")
     assert not endpoint.wants("DELETED", "account")
     assert not endpoint.wants("CREATED", "security")

@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 
 import aiohttp
+import psycopg
 from aiohttp.helpers import is_ip_address
 from yarl import URL
 
 from notification_service.channels import Message, Outcome, outcome
+from notification_service.destinations import Destination, State
 from notification_service.domain import Result
 from notification_service.egress import CheckedResolver, ForbiddenAddressError, Network, check
-from notification_service.endpoints import Endpoint
+from notification_service.registry import Endpoints
 
 _READ_BYTES = 512
 
@@ -30,13 +33,15 @@ _OF_ONE_CALL = frozenset({408, 425})
 
 
 class WebhookChannel:
-    """Calls endpoints at public addresses and in the networks that are allowed besides."""
+    """Calls endpoints at public addresses and in the networks that are allowed besides, and tells `endpoints` which say
+    that they are gone.
+    """
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], *, connections: int, timeout: float, networks: Sequence[Network] = ()
+        self, endpoints: Endpoints, *, connections: int, timeout: float, networks: Sequence[Network] = ()
     ) -> None:
         self._networks = tuple(networks)
-        self._signers = {endpoint.url: endpoint.signers() for endpoint in endpoints}
+        self._endpoints = endpoints
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, resolver=CheckedResolver(networks)),
             timeout=aiohttp.ClientTimeout(total=timeout),
@@ -51,24 +56,38 @@ class WebhookChannel:
 
     async def send(self, message: Message) -> Outcome:
         """Makes one attempt."""
-        signers = self._signers.get(message.target)
-        if signers is None:
+        try:
+            endpoint = await self._endpoints.find(message.target)
+        except psycopg.OperationalError:
+            return outcome(Result.FAILED, 0, "the endpoint cannot be looked up: the database is not reachable")
+        if endpoint is None:
             return outcome(Result.REFUSED, 0, "this endpoint is no longer configured")
+        if endpoint.state is State.DISABLED:
+            return outcome(Result.FAILED, 0, "the endpoint is disabled; it was not called")
+        answer = await self.call(endpoint, message)
+        if answer.code == HTTPStatus.GONE:
+            await self._endpoints.gone(endpoint, answer.detail)
+        return answer
+
+    async def call(self, endpoint: Destination, message: Message) -> Outcome:
+        """Calls an endpoint, a disabled one too, whatever the message's target is."""
         now = datetime.now(UTC)
         body = message.content.decode()
         headers = {
             "webhook-id": message.idempotency_key,
             "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": " ".join(signer.sign(message.idempotency_key, now, body) for signer in signers),
+            "webhook-signature": " ".join(
+                signer.sign(message.idempotency_key, now, body) for signer in endpoint.signers(now)
+            ),
         }
         if message.trace_parent:
             headers["traceparent"] = message.trace_parent
         if message.trace_state:
             headers["tracestate"] = message.trace_state
         try:
-            self._check_literal(message.target)
+            self._check_literal(endpoint.url)
             async with self._session.post(
-                message.target, data=message.content, headers=headers, allow_redirects=False
+                endpoint.url, data=message.content, headers=headers, allow_redirects=False
             ) as response:
                 answer = await response.content.read(_READ_BYTES)
                 if not response.content.at_eof():

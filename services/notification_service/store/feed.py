@@ -25,14 +25,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert as insert_or_ignore
 
-from notification_service.domain import Cursor, Notification, Result, State
+from notification_service.domain import NOT_COMPOSED, Cursor, Notification, Result, State
 from notification_service.store.parts import TIME, UUID, bind, number, rows
 from notification_service.tables import attempts, contents, deliveries, inbox, notifications
 from servicekit import arrays
 from servicekit.database import Connection, sql
-
-# Why a delivery without content is parked when it is made.
-_NOT_COMPOSED = "NOT_COMPOSED"
 
 # What replicas that subscribe hold: a session lock of the notifications database.
 _SUBSCRIBER_LOCK = 0x7469_6469_6E67_7301
@@ -218,7 +215,7 @@ def _delivery_arrays(made: Sequence[Notification], first: int) -> dict[str, arra
         "d_idempotency_key": arrays.texts([delivery.idempotency_key for _, delivery in sent]),
         "d_trace_parent": arrays.texts([one.trace_parent for one, _ in sent]),
         "d_trace_state": arrays.texts([one.trace_state for one, _ in sent]),
-        "d_end_reason": arrays.texts([_NOT_COMPOSED if delivery.problem else "" for _, delivery in sent]),
+        "d_end_reason": arrays.texts([NOT_COMPOSED if delivery.problem else "" for _, delivery in sent]),
         "c_delivery_id": arrays.uuids([delivery.id for delivery in carried]),
         "c_content": arrays.byteas([delivery.content for delivery in carried]),
         "f_delivery_id": arrays.uuids([delivery.id for delivery in failed]),

@@ -291,23 +291,26 @@ _LET_GO = sql(
 )
 
 
-_CANCEL_GONE = sql(
+# What is on its way just now goes on: its outcome says more than a cancellation would.
+_cancelled = (
     update(deliveries)
-    .where(
-        deliveries.c.channel == _channel,
-        _is_pending,
-        deliveries.c.target != all_(bind("known", ARRAY(Text()))),
-        deliveries.c.next_attempt_time < func.now() - bind("patience", Float()) * SECOND,
-        _is_free,
-    )
+    .where(deliveries.c.channel == _channel, _is_pending, _is_free)
     .values(
         state=number(State.CANCELLED),
+        behind=null(),
         next_attempt_time=null(),
         end_time=func.now(),
         end_reason=bind("reason", Text()),
     )
     .returning(deliveries.c.id)
 )
+_CANCEL_GONE = sql(
+    _cancelled.where(
+        deliveries.c.target != all_(bind("known", ARRAY(Text()))),
+        deliveries.c.next_attempt_time < func.now() - bind("patience", Float()) * SECOND,
+    )
+)
+_CANCEL_TARGET = sql(_cancelled.where(deliveries.c.target == bind("target", Text())))
 
 
 async def pick(
@@ -401,3 +404,9 @@ async def cancel_gone(
     """Cancels what has been due for `patience` seconds on its way to a target that is none of the known ones."""
     values = {"channel": channel, "known": arrays.texts(list(known)), "patience": patience, "reason": reason}
     return [identity for (identity,) in await (await connection.execute(_CANCEL_GONE, values)).fetchall()]
+
+
+async def cancel_target(connection: Connection, channel: str, target: str, *, reason: str) -> list[uuid.UUID]:
+    """Cancels what is on its way to a target, but for attempts that have begun."""
+    values = {"channel": channel, "target": target, "reason": reason}
+    return [identity for (identity,) in await (await connection.execute(_CANCEL_TARGET, values)).fetchall()]

@@ -14,6 +14,7 @@ from tidings.cli import (
     deliveries,
     deliveries_change,
     doctor,
+    endpoints,
     in_app,
     mail,
     new_token,
@@ -73,6 +74,7 @@ app.add_typer(users.app, name="users")
 notifications.app.add_typer(in_app.app, name="inbox")
 app.add_typer(notifications.app, name="notifications")
 app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(mail.app, name="mail")
 app.add_typer(new_token.app, name="token")
 doctor.register(app)

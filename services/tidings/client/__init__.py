@@ -16,6 +16,7 @@ Errors are subclasses of `TidingsError`: `ApiError` for a call, `FeedError` for 
 
 from tidings.client.channel import connect
 from tidings.client.cursor import CursorStore, FileCursor, MemoryCursor
+from tidings.client.endpoints import WebhookEndpoints
 from tidings.client.errors import (
     ApiError,
     BadTokenError,
@@ -71,6 +72,7 @@ __all__ = [
     "UserFeed",
     "Users",
     "Violation",
+    "WebhookEndpoints",
     "connect",
     "leaves",
     "shard_of",

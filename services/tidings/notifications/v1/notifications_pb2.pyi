@@ -302,7 +302,9 @@ class Delivery(_message.Message):
     channel: _builtins.str
     """"email" or "webhook"."""
     target: _builtins.str
-    """The address or the URL."""
+    """The address; for a webhook "endpoints/<id>" of an endpoint of EndpointService, whose URL may change, or the URL of
+    one of the operator's file.
+    """
     state: Global___Delivery.State.ValueType
     idempotency_key: _builtins.str
     """The same at every attempt: the Message-ID of a mail, the webhook-id of a call."""

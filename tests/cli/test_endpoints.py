@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 
 import grpc.aio
@@ -56,8 +57,7 @@ async def command(tidings: Tidings, notifications_database: Database) -> AsyncIt
 def fields(ran: Ran) -> dict[str, str]:
     """What a record says."""
     assert (ran.code, ran.err) == (0, "")
-    lines = [line.partition(":") for line in ran.out.splitlines()]
-    return {name.strip(): value.strip() for name, _, value in lines}
+    return dict(re.split(r" {2,}", line, maxsplit=1) for line in ran.out.splitlines())
 
 
 async def create(command: Command, url: str) -> tuple[str, str]:
@@ -110,7 +110,7 @@ async def test_refusals_name_what_is_wrong(command: Command) -> None:
     identity, _ = await create(command, "https://crm.example.com/hook")
     for arguments, code, message in (
         (("create", "--name", "crm", "--url", "https://a.example"), 5, "crm is taken"),
-        (("create", "--name", "other", "--url", "http://10.0.0.1/"), 2, "url"),
+        (("create", "--name", "other", "--url", "http://10.0.0.1/"), 3, "endpoint.url: "),
         (("update", identity), 2, "nothing to change"),
     ):
         ran = await command(*arguments)

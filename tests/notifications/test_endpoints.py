@@ -295,7 +295,7 @@ async def test_secrets_overlap_and_expire(here: Replica, there: Replica, hooks: 
 
     await eventually(is_removed)
     for replica in (here, there):
-        await eventually(lambda: len(next(iter(x for x in replica.endpoints if x.name == "a")).secrets) == 1)  # noqa: B023
+        await eventually(lambda: [len(x.secrets) for x in replica.endpoints if x.name == "a"] == [1])  # noqa: B023
         await replica.send(made.target)
         assert hooks.signed_by(first, second) == [False, True]
     _, third = await here.client.rotate_secret(made.id, overlap=0)

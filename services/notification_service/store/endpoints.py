@@ -221,8 +221,9 @@ async def create(connection: Connection, new: New) -> tuple[Destination, str]:
             await connection.execute(_INSERT_SECRET, {"id": new.id, "secret": new.secret, "is_first": True})
             return await _after(connection, new.id), new.secret
     except psycopg.errors.UniqueViolation as error:
-        if error.diag.constraint_name == "endpoints_request_id_key":
-            # The same request at the same time; it is done now.
+        if new.request_id is not None:
+            # Perhaps by the same request at the same time, which is done now. It has the name too, and either index may
+            # be the first to tell.
             async with connection.transaction():
                 if (made := await _made_by(connection, new)) is not None:
                     return made

@@ -53,6 +53,8 @@ _NOTIFICATION_COLUMNS = (
     _note.create_time,
     _note.trace_parent,
     _note.trace_state,
+    _note.template_version,
+    _note.locale,
 )
 _DELIVERY_COLUMNS = (
     _delivery.position,
@@ -179,7 +181,7 @@ def _stamp(value: datetime | None) -> Timestamp | None:
 
 def _notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
     identity, position, user_id, event_id, event_position, rule, category, template, channels, *rest = row
-    subject, body, create_time, trace_parent, trace_state = rest
+    subject, body, create_time, trace_parent, trace_state, template_version, locale = rest
     return notifications_pb2.Notification(
         id=str(identity),
         position=position,
@@ -195,6 +197,8 @@ def _notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
         create_time=_stamp(create_time),
         trace_parent=trace_parent,
         trace_state=trace_state,
+        template_version=template_version,
+        locale=locale,
     )
 
 

@@ -10,8 +10,9 @@ from collections.abc import AsyncGenerator, Callable
 import grpc.aio
 import psycopg
 
-from notification_service import endpoints, metrics, reset, rules
+from notification_service import endpoints, metrics, reset, rules, template_reload
 from notification_service.api.notifications import NotificationService
+from notification_service.api.templates import TemplateService
 from notification_service.channels.email import EmailChannel
 from notification_service.channels.webhook import WebhookChannel
 from notification_service.compose import Composer
@@ -36,12 +37,16 @@ from servicekit.rpc import Door
 from servicekit.settings import variable
 from servicekit.tasks import Background
 from tidings.client import Batch, CursorStore, UserFeed, connect
-from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
+from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc, templates_pb2, templates_pb2_grpc
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 NAME = "tidings-notifications"
 _SERVICES = tuple(
-    file.services_by_name[name] for file, name in ((notifications_pb2.DESCRIPTOR, "NotificationService"),)
+    file.services_by_name[name]
+    for file, name in (
+        (notifications_pb2.DESCRIPTOR, "NotificationService"),
+        (templates_pb2.DESCRIPTOR, "TemplateService"),
+    )
 )
 
 # One lease per lane, the recorder, and one to spare.
@@ -135,9 +140,10 @@ async def _serve(
         max_stream_age=settings.max_stream_age,
         reconnect_spread=settings.reconnect_spread,
     )
+    lanes = _lanes(settings, composer)
     dispatcher = Dispatcher(
         dispatch,
-        _lanes(settings, composer),
+        lanes,
         Policy(settings.tries, settings.retry_base, settings.retry_factor, settings.retry_cap),
         send_timeout=settings.send_timeout,
         lease=settings.lease,
@@ -173,6 +179,12 @@ async def _serve(
         notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
         NotificationService(queries, streams, dispatcher.wake),
     )
+    guard.add(
+        door.server,
+        door.entrance.source,
+        templates_pb2_grpc.add_TemplateServiceServicer_to_server,
+        TemplateService(composer, lanes[EMAIL].channel, send_timeout=settings.send_timeout),
+    )
 
     async def not_ready() -> str:
         door.health.schema_found, problem = await schema.look(queries, SCHEMA_REVISION)
@@ -193,6 +205,7 @@ async def _serve(
         (dispatcher.record(), "recorder", 0.0),
         (dispatcher.tidy(), "tidier", settings.lease / 2),
         (tail.run(), "tail", settings.poll_interval),
+        (template_reload.follow(composer.templates, composer.needs), "templates", template_reload.INTERVAL),
     ):
         background.start(loop, name, every=every)
     if process.seen():

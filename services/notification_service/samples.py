@@ -106,5 +106,5 @@ def _converted(key: str, like: Any, value: Any) -> Any:
             raise ValueError("must be a list of texts")
         return list(value)
     if not isinstance(value, str):
-        raise ValueError("must be a text")
+        raise ValueError("must be a text")  # noqa: TRY004 - of what a caller sent
     return value

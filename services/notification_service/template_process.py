@@ -1,7 +1,7 @@
 """A process that renders one set of templates, as its parent sees it: asked, bounded, and made anew when it dies.
 
 A template that takes too much processor time ends the process, which says so by the signal it died of; the next
-request starts another. A process that ends for any other reason has died of something that is no template's fault as far as anybody
+request starts another. One that ends otherwise has died of something that is no template's fault as far as anybody
 knows: the request is made once more.
 """
 

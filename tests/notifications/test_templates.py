@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +117,7 @@ def test_a_mounted_folder_is_swapped_as_a_whole(tmp_path: Path) -> None:
 
     def swap(to: str) -> None:
         (tmp_path / "..tmp").symlink_to(to)
-        os.replace(tmp_path / "..tmp", tmp_path / "..data")
+        (tmp_path / "..tmp").replace(tmp_path / "..data")
 
     templates = Templates(tmp_path)
     first = templates.current.version

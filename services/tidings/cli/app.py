@@ -18,6 +18,7 @@ from tidings.cli import (
     new_token,
     notifications,
     smoke_test,
+    templates,
     users,
     users_import,
     users_watch,
@@ -71,6 +72,7 @@ deliveries_change.register(deliveries.app)
 app.add_typer(users.app, name="users")
 app.add_typer(notifications.app, name="notifications")
 app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(templates.app, name="templates")
 app.add_typer(mail.app, name="mail")
 app.add_typer(new_token.app, name="token")
 doctor.register(app)

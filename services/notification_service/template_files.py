@@ -79,7 +79,8 @@ class FileSet:
     def _missing(self, name: str, parts: Sequence[str]) -> str:
         files = [f"{name}.{part}" for part in parts]
         reasons = [f"template {file} {self.unusable.get(file, 'is missing')}" for file in files]
-        return "; ".join(reasons)
+        # Of a template that is not there at all one file says enough.
+        return "; ".join(reasons if self._index.get(name) else reasons[:1])
 
     def _is_translation(self, name: str) -> bool:
         translated = _translated(name)

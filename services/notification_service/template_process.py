@@ -128,7 +128,7 @@ class RenderingProcess:
                 environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
                 process = subprocess.Popen(  # noqa: S603 - this interpreter, and a file of this package
                     [sys.executable, "-I", str(_SCRIPT)],
-                    stdin=theirs,
+                    stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     env=environment,

@@ -57,7 +57,7 @@ def _environment(sources: Mapping[str, str]) -> jinja2.Environment:
         return (sources[name], name, None) if name in sources else None
 
     made = ImmutableSandboxedEnvironment(
-        loader=jinja2.FunctionLoader(load),  # type: ignore[arg-type]
+        loader=jinja2.FunctionLoader(load),
         autoescape=_is_html,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

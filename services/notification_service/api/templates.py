@@ -102,7 +102,7 @@ class TemplateService(templates_pb2_grpc.TemplateServiceServicer):
             outcome = Outcome(Result.FAILED, detail=f"no answer within {self._send_timeout:g} s")
         log.info("a template was sent as a test", template=request.template, outcome=outcome.result.name)
         return templates_pb2.SendTestTemplateResponse(
-            outcome=outcome.result.value,  # type: ignore[arg-type] # the same numbers
+            outcome=outcome.result.value,
             code=outcome.code,
             detail=outcome.detail,
             message_id=key,

@@ -210,6 +210,7 @@ async def _serve(
         background.start(loop, name, every=every)
     if process.seen():
         process.read_pools(queries, dispatch)
+        metrics.TEMPLATES_REFUSED.read_one(lambda: len(composer.templates.refused.splitlines()))
         background.start(_measure(queries), "metrics")
     return await rpc.serve(door, background, not_ready=not_ready, drain=drain, grace=settings.grace)
 

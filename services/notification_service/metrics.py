@@ -66,6 +66,11 @@ PARKED = Gauge("tidings.deliveries.parked", "{delivery}", "Parked deliveries, as
 OLDEST_PENDING_AGE = Gauge(
     "tidings.deliveries.oldest_pending_age", "s", "The age of the oldest delivery that is not done, or 0.", _CHANNEL
 )
+TEMPLATES_REFUSED = Gauge(
+    "tidings.templates.refused",
+    "{problem}",
+    "Problems for which the files that the operator's folder of templates has now are not used; 0 if they are.",
+)
 
 INSTRUMENTS: tuple[Instrument, ...] = (
     CONSUMED,
@@ -80,6 +85,7 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     PENDING,
     PARKED,
     OLDEST_PENDING_AGE,
+    TEMPLATES_REFUSED,
 )
 
 _consumed = CONSUMED.of("user_events")

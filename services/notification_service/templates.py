@@ -203,7 +203,12 @@ class Templates:
                 raise
 
     def _reload(self, needs: Sequence[Need], again: bool) -> bool:
-        files = template_files.read(self._folder)
+        try:
+            files = template_files.read(self._folder)
+        except InvalidConfigError:
+            # `refused` is about to say this; of a set that was refused before, it would be the wrong reason.
+            self._refused_version = ""
+            raise
         if files.version == self.current.version:
             self.refused = self._refused_version = ""
             return False

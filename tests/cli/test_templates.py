@@ -61,8 +61,12 @@ async def test_templates(tidings: Tidings, at: str, tmp_path: Path) -> None:
     (tmp_path / "own" / "welcome.txt").write_text("{% if %}")
     code, _, err = await ran("reload")
     assert (code, "template welcome.txt, line 1" in err) == (5, True)
+    for option in ((), ("--json",)):
+        code, _, err = await ran("list", *option)
+        assert (code, "refused: rule 'welcome': template welcome.txt, line 1" in err) == (0, True)
     (tmp_path / "own" / "welcome.txt").write_text("{{ nobody }}")
     code, out, _ = await ran("reload")
     assert (code, "changed" in out) == (0, True)
+    assert "refused" not in (await ran("list"))[2]
     code, _, err = await ran("preview", "welcome")
     assert (code, "template welcome.txt, line 1: UndefinedError" in err) == (5, True)

@@ -46,6 +46,7 @@ async def test_the_numbers_are_those_of_what_was_done(
     assert scraped.value("tidings_delivery_duration_seconds_count", **EMAIL) == scraped.value(attempts, **EMAIL)
     assert scraped.value("tidings_delivery_commit_to_delivered_seconds_count", **EMAIL) == 1
     assert scraped.value("tidings_delivery_commit_to_delivered_seconds_sum", **EMAIL) > 0
+    assert scraped.value("tidings_templates_refused") == 0
     assert scraped.value("tidings_ready") == 1
     assert {one.value for one in scraped.all("tidings_background_alive")} == {1}
     for sample in scraped.samples:

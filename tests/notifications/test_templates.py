@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from notification_service import rules
+from notification_service import rules, template_reload
 from notification_service.api.templates import TemplateService
 from notification_service.channels.email import EmailChannel
 from notification_service.compose import Composer
@@ -142,6 +143,53 @@ def test_what_a_template_is_made_of_is_checked(tmp_path: Path) -> None:
     assert "template t.de.txt is not UTF-8" in str(caught.value)
     assert "template t.txt, line 1: absent.txt is missing" in str(caught.value)
     assert "maybe" not in str(caught.value)
+
+
+def test_the_reason_is_that_of_the_files_there_are_now(tmp_path: Path) -> None:
+    put(tmp_path)
+    templates = Templates(tmp_path)
+    write(tmp_path / "t.txt", "{% if %}")
+    with pytest.raises(InvalidConfigError, match=r"template t\.txt, line 1"):
+        templates.reload(NEED, again=False)
+    for number in range(33):
+        (tmp_path / f"large{number}.txt").write_bytes(b" " * (256 << 10))
+    with pytest.raises(InvalidConfigError, match="8 MiB of templates"):
+        templates.reload(NEED, again=False)
+    for number in range(33):
+        (tmp_path / f"large{number}.txt").unlink()
+    with pytest.raises(InvalidConfigError, match=r"template t\.txt, line 1"):
+        templates.reload(NEED, again=False)
+    assert "line 1" in templates.refused
+
+
+async def test_changed_files_are_followed(tmp_path: Path) -> None:
+    put(tmp_path)
+    templates = Templates(tmp_path)
+    first = templates.current.version
+    following = asyncio.create_task(template_reload.follow(templates, lambda: NEED, interval=0.01))
+
+    async def until(holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not holds():
+                assert not following.done()
+                await asyncio.sleep(0.01)
+
+    try:
+        write(tmp_path / "t.txt", "{% if %}")
+        await until(lambda: templates.refused != "")
+        assert templates.current.version == first
+        write(tmp_path / "t.txt", "anew")
+        await until(lambda: templates.current.version != first)
+        assert templates.refused == ""
+        assert templates.render("t", {}, html=False).text == "anew\n"
+        tmp_path.rename(tmp_path.with_name("away"))
+        await until(lambda: templates.refused != "")
+        tmp_path.with_name("away").rename(tmp_path)
+        await until(lambda: templates.refused == "")
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+    assert following.cancelled()
 
 
 async def test_a_notification_remembers_version_and_locale(

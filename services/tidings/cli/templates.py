@@ -66,15 +66,22 @@ def _parsed(sample: str) -> dict[str, Any]:
 
 @app.command("list", epilog=examples("tidings templates list", "tidings templates list --json"))
 def list_templates(address: NotificationsAddress = NOTIFICATIONS_ADDRESS, as_json: Json = False) -> None:
-    """List the templates in use, by name; `-` is the language of everybody."""
+    """List the templates in use, by name; `-` is the language of everybody.
+
+    If changed files are refused, standard error says why, a line for each problem.
+    """
 
     async def body() -> None:
         async with _templates_at(address) as templates:
-            found = [one async for one in templates.list()]
+            pages = [page async for page in templates.pages()]
+        found = [one for page in pages for one in page.templates]
         if as_json:
             output.write(output.json_line(one) for one in found)
         else:
             output.table(_COLUMNS, map(_row, found))
+            output.note(f"version {pages[-1].version}")
+        for problem in pages[-1].refused:
+            output.note(f"refused: {problem}")
 
     run(body())
 

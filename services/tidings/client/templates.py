@@ -32,11 +32,16 @@ class Templates:
 
     async def list(self, *, page_size: int = PAGE_SIZE) -> AsyncGenerator[templates_pb2.Template, None]:
         """The templates in use, by name; pages are fetched as they are needed."""
+        async for page in self.pages(page_size=page_size):
+            for template in page.templates:
+                yield template
+
+    async def pages(self, *, page_size: int = PAGE_SIZE) -> AsyncGenerator[templates_pb2.ListTemplatesResponse, None]:
+        """The same by pages, each with the version in use and why changed files are refused."""
         request = templates_pb2.ListTemplatesRequest(page_size=page_size)
         while True:
             page = await answer(self._stub.ListTemplates(request, timeout=self._timeout))
-            for template in page.templates:
-                yield template
+            yield page
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token

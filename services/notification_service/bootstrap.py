@@ -12,10 +12,11 @@ from typing import Any
 import grpc.aio
 import psycopg
 
-from notification_service import endpoints, lanes, metrics, reset, rules
+from notification_service import endpoints, lanes, metrics, reset, rules, template_reload
 from notification_service.api.endpoints import EndpointService
 from notification_service.api.in_app import InAppService
 from notification_service.api.notifications import NotificationService
+from notification_service.api.templates import TemplateService
 from notification_service.compose import Composer
 from notification_service.dispatcher import Dispatcher
 from notification_service.domain import EMAIL, WEBHOOK
@@ -46,6 +47,8 @@ from tidings.notifications.v1 import (
     in_app_pb2_grpc,
     notifications_pb2,
     notifications_pb2_grpc,
+    templates_pb2,
+    templates_pb2_grpc,
 )
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
@@ -56,6 +59,7 @@ _SERVICES = tuple(
         (notifications_pb2.DESCRIPTOR, "NotificationService"),
         (in_app_pb2.DESCRIPTOR, "InAppService"),
         (endpoints_pb2.DESCRIPTOR, "EndpointService"),
+        (templates_pb2.DESCRIPTOR, "TemplateService"),
     )
 )
 
@@ -155,9 +159,10 @@ async def _serve(
     known = Endpoints(composer.endpoints, queries, metrics.endpoint_gone)
     metrics.ENDPOINTS.read = known.standing
     webhook = lanes.webhook(settings, sending, known)
+    sent_by = lanes.make(settings, sending, known, webhook)
     dispatcher = Dispatcher(
         dispatch,
-        lanes.make(settings, sending, known, webhook),
+        sent_by,
         lease=settings.lease,
         poll_interval=settings.poll_interval,
     )
@@ -189,24 +194,22 @@ async def _serve(
         patience=settings.standby_patience,
     )
     rpc.add_tools(door, *_SERVICES)
-    guard.add(
-        door.server,
-        door.entrance.source,
-        notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
-        NotificationService(queries, streams, dispatcher.wake),
-    )
-    guard.add(
-        door.server,
-        door.entrance.source,
-        in_app_pb2_grpc.add_InAppServiceServicer_to_server,
-        InAppService(queries, tail.hint),
-    )
-    guard.add(
-        door.server,
-        door.entrance.source,
-        endpoints_pb2_grpc.add_EndpointServiceServicer_to_server,
-        EndpointService(queries, known, webhook, dispatcher.wake, settings.webhook_networks_allowed),
-    )
+    for add, servicer in (
+        (
+            notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
+            NotificationService(queries, streams, dispatcher.wake),
+        ),
+        (in_app_pb2_grpc.add_InAppServiceServicer_to_server, InAppService(queries, tail.hint)),
+        (
+            endpoints_pb2_grpc.add_EndpointServiceServicer_to_server,
+            EndpointService(queries, known, webhook, dispatcher.wake, settings.webhook_networks_allowed),
+        ),
+        (
+            templates_pb2_grpc.add_TemplateServiceServicer_to_server,
+            TemplateService(composer, sent_by[EMAIL].routes.standing()[0].channel, send_timeout=settings.send_timeout),
+        ),
+    ):
+        guard.add(door.server, door.entrance.source, add, servicer)
 
     async def knowing(loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
         # What is not read yet looks as if it were deleted.
@@ -231,13 +234,15 @@ async def _serve(
         (dispatcher.run_lane(EMAIL), "email", settings.poll_interval),
         (knowing(lambda: dispatcher.run_lane(WEBHOOK)), "webhook", settings.poll_interval),
         (dispatcher.record(), "recorder", 0.0),
-        (dispatcher.tidy(), "tidier", settings.lease / 2),
+        (knowing(dispatcher.tidy), "tidier", settings.lease / 2),
         (tail.run(), "tail", settings.poll_interval),
         (known.run(settings.poll_interval), "endpoints", settings.poll_interval),
+        (template_reload.follow(composer.templates, composer.needs), "templates", template_reload.INTERVAL),
     ):
         background.start(loop, name, every=every)
     if process.seen():
         process.read_pools(queries, dispatch)
+        metrics.TEMPLATES_REFUSED.read_one(lambda: len(composer.templates.refused.splitlines()))
         background.start(_measure(queries), "metrics")
     return await rpc.serve(door, background, not_ready=not_ready, drain=drain, grace=settings.grace)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from functools import cache
@@ -19,9 +19,8 @@ from notification_service.channels.email import Mail, message_id
 from notification_service.destinations import Destination
 from notification_service.domain import EMAIL, IN_APP, WEBHOOK, Delivery, Notification
 from notification_service.rules import Rule
-from notification_service.templates import Plain, RenderError, Templates
+from notification_service.templates import Need, Rendered, RenderError, Templates
 from servicekit import logs
-from servicekit.configfile import InvalidConfigError
 from tidings.users.v1 import users_pb2
 
 log = logs.get(__name__)
@@ -39,17 +38,17 @@ class Composer:
     endpoints: Iterable[Destination]
     sender: str
 
+    def needs(self) -> list[Need]:
+        """What the rules need of the templates."""
+        return [
+            Need(rule.name, rule.template, EMAIL in rule.channels)
+            for rule in self.rules
+            if EMAIL in rule.channels or IN_APP in rule.channels
+        ]
+
     def check(self) -> None:
         """Raises InvalidConfigError, with a line per problem, if a rule's template cannot be used."""
-        problems = []
-        for rule in self.rules:
-            try:
-                if EMAIL in rule.channels or IN_APP in rule.channels:
-                    self.templates.check(rule.template, html=EMAIL in rule.channels)
-            except RenderError as error:
-                problems.append(f"rule {rule.name!r}: {error}")
-        if problems:
-            raise InvalidConfigError("\n".join(problems))
+        self.templates.check(self.needs())
 
     def compose(self, event: users_pb2.UserEvent) -> list[Notification]:
         """What an event becomes; nothing, if no rule matches it."""
@@ -63,11 +62,16 @@ class Composer:
         event_id = uuid.UUID(event.id)
         notification_id = domain.notification_id(event_id, rule.name)
         channels, subject, body = rule.channels, "", ""
+        templates, version, locale = self.templates.current, "", ""
 
         @cache
-        def say(which: str) -> Plain:
-            return self.templates.plain(rule.template, _to(view, which))
+        def say(which: str) -> Rendered:
+            return templates.render(
+                rule.template, addressed(view, which), locale=event.user.locale, html=EMAIL in rule.channels
+            )
 
+        if IN_APP in channels or EMAIL in channels:
+            version, locale = templates.version, templates.locale(rule.template, event.user.locale, EMAIL in channels)
         if IN_APP in channels:
             try:
                 subject, body = say("current").subject, say("current").text
@@ -86,6 +90,8 @@ class Composer:
             rule=rule.name,
             category=rule.category,
             template=rule.template,
+            template_version=version,
+            locale=locale,
             channels=channels,
             subject=subject,
             body=body,
@@ -95,11 +101,11 @@ class Composer:
         )
 
     def _mails(
-        self, rule: Rule, notification_id: uuid.UUID, view: dict[str, Any], say: Callable[[str], Plain]
+        self, rule: Rule, notification_id: uuid.UUID, view: dict[str, Any], say: Callable[[str], Rendered]
     ) -> Iterator[Delivery]:
         told: set[str] = set()
         for which in rule.recipients:
-            context = _to(view, which)
+            context = addressed(view, which)
             address = context["recipient"]["address"]
             if not address or address.casefold() in told:
                 continue
@@ -108,11 +114,13 @@ class Composer:
             key = message_id(delivery_id, self.sender)
             try:
                 said = say(which)
-                html = self.templates.html(rule.template, context)
             except RenderError as error:
                 yield Delivery(delivery_id, EMAIL, address, key, problem=str(error))
                 continue
-            content = Mail(context["name"], said.subject, said.text, html).encode()
+            if said.html_problem:
+                yield Delivery(delivery_id, EMAIL, address, key, problem=said.html_problem)
+                continue
+            content = Mail(context["name"], said.subject, said.text, said.html).encode()
             yield Delivery(delivery_id, EMAIL, address, key, content)
 
     def _webhooks(
@@ -159,11 +167,11 @@ def _user_view(user: users_pb2.User) -> dict[str, Any]:
     return view
 
 
-def _to(view: dict[str, Any], which: str) -> dict[str, Any]:
-    """The view for one recipient."""
+def addressed(view: Mapping[str, Any], which: str) -> dict[str, Any]:
+    """The view for one recipient, the `current` or the `previous` address."""
     user = view["previous" if which == "previous" else "user"] or {}
     name = user.get("display_name") or user.get("username") or ""
-    return view | {"name": name, "recipient": {"address": user.get("email", ""), "which": which}}
+    return {**view, "name": name, "recipient": {"address": user.get("email", ""), "which": which}}
 
 
 def _payload(rule: Rule, notification_id: uuid.UUID, event: users_pb2.UserEvent, view: dict[str, Any]) -> bytes:

@@ -90,6 +90,9 @@ class Notification:
     trace_parent: str
     trace_state: str
     deliveries: tuple[Delivery, ...] = field(default=())
+    # What it was rendered with; empty if it was not rendered.
+    template_version: str = ""
+    locale: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,23 @@ def too_many_secrets(limit: int) -> FailedPreconditionError:
     )
 
 
+def unknown_template(name: str) -> NotFoundError:
+    """No template has this name."""
+    return NotFoundError(f"no such template: {name[:63]}", reason="UNKNOWN_TEMPLATE")
+
+
+def template_failed(problem: str) -> FailedPreconditionError:
+    """A template cannot be rendered for a sample."""
+    return FailedPreconditionError(problem, reason="TEMPLATE_FAILED")
+
+
+def templates_refused(problems: str) -> FailedPreconditionError:
+    """The files lack what the rules need; a line per problem."""
+    lines = problems.splitlines()
+    more = f"\nand {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
+    return FailedPreconditionError("\n".join(lines[:_MOST_NAMED]) + more, reason="TEMPLATES_REFUSED")
+
+
 def database_unavailable() -> UnavailableError:
     """The database cannot be reached."""
     return UnavailableError("the database is not available", reason="DATABASE_UNAVAILABLE", retry_after=1.0)

@@ -24,7 +24,7 @@ from servicekit.database import Connection
 from tidings.client import Batch
 from tidings.users.v1 import users_pb2
 
-# Rendering keeps the loop busy: every so many events others get a turn.
+# Rendering is waited for in a thread, for so many events at a time.
 _EVENTS_PER_TURN = 8
 
 
@@ -55,13 +55,15 @@ class Inbox:
 
     async def _compose(self, events: Sequence[users_pb2.UserEvent], spans: tracing.Spans) -> list[Notification]:
         composed: list[Notification] = []
-        for number, event in enumerate(events, 1):
+        for event in events:
             if (span := spans.get(event.id)) is not None:
                 event.trace_parent, event.trace_state = telemetry.carried(span.get_span_context())
-            composed += self._composer.compose(event)
-            if number % _EVENTS_PER_TURN == 0:
-                await asyncio.sleep(0)
+        for first in range(0, len(events), _EVENTS_PER_TURN):
+            composed += await asyncio.to_thread(self._compose_some, events[first : first + _EVENTS_PER_TURN])
         return composed
+
+    def _compose_some(self, events: Sequence[users_pb2.UserEvent]) -> list[Notification]:
+        return [notification for event in events for notification in self._composer.compose(event)]
 
     async def _write(
         self, connection: Connection, cursor: Cursor, batch: Batch, composed: Sequence[Notification]

@@ -79,6 +79,11 @@ ENDPOINTS = Gauge(
 ENDPOINTS_GONE = Counter(
     "tidings.endpoints.gone", "{endpoint}", "Webhook endpoints that were disabled because they answered 410 Gone."
 )
+TEMPLATES_REFUSED = Gauge(
+    "tidings.templates.refused",
+    "{problem}",
+    "Problems for which the files that the operator's folder of templates has now are not used; 0 if they are.",
+)
 
 INSTRUMENTS: tuple[Instrument, ...] = (
     CONSUMED,
@@ -96,6 +101,7 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     PAUSED,
     ENDPOINTS,
     ENDPOINTS_GONE,
+    TEMPLATES_REFUSED,
 )
 
 _consumed = CONSUMED.of("user_events")

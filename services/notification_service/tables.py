@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import UUID
 
-SCHEMA_REVISION = "0007"
+SCHEMA_REVISION = "0008"
 
 NAMING = {
     "ix": "%(table_name)s_%(column_0_N_name)s_idx",
@@ -84,6 +84,9 @@ notifications = Table(
     Column("seen_time", DateTime(timezone=True)),
     Column("read_time", DateTime(timezone=True)),
     Column("archive_time", DateTime(timezone=True)),
+    # The set of templates that it was rendered with, and the locale; empty if it was not rendered.
+    Column("template_version", Text, nullable=False, server_default=text("''")),
+    Column("locale", Text, nullable=False, server_default=text("''")),
     UniqueConstraint("position"),
     UniqueConstraint("event_id", "rule"),
     Index(None, "user_id", "position"),

@@ -1,27 +1,40 @@
-"""Templates: NAME.subject.txt, NAME.txt and NAME.html, rendered by Jinja in a sandbox.
+"""Templates: NAME.subject.txt, NAME.txt and NAME.html, in the recipient's language, rendered by Jinja in a sandbox.
 
 HTML is escaped, text is not; a name that a template uses and nobody defined is an error, not an empty string.
 Whatever goes wrong with one rendering is a RenderError with its reason, so that it stays the matter of one
-notification.
+notification: also a template that loops for ever or makes too much, for it is rendered in a process of its own whose
+time and memory are bounded.
+
+What is used is one set of files, read at one moment, with a version. A set is replaced by another as a whole, and only
+if that has all that the rules need.
 
 A template sees `user` and `previous` (None at creation), `event` (type, time, position, changed_fields, actor),
-`name` (how to address the recipient) and `recipient` (address, and whether it is the "current" or the "previous"
-one).
+`name` (how to address the recipient), `recipient` (address, and whether it is the "current" or the "previous" one) and
+`locale` (that of the template's files; empty for the language of everybody).
 """
 
 from __future__ import annotations
 
-import zoneinfo
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from notification_service import template_files
+from notification_service.template_files import HTML, SUBJECT, TEXT, FileSet, MissingTemplateError
+from notification_service.template_process import Bounds, BrokenProcessError, OverTimeError, RenderingProcess
+from servicekit.configfile import InvalidConfigError
 
-BUILT_IN = Path(__file__).with_name("templates")
+# What a part may become, in bytes of UTF-8.
+LARGEST_PART = 1 << 20
+LARGEST_SUBJECT = 1000
+
+# A template that runs over its time so often in a row is let alone for a while: trying it costs all others that time.
+_PATIENCE = 3
+_PAUSE = 60.0  # seconds
 
 _LONGEST_REASON = 300
 
@@ -31,69 +44,190 @@ class RenderError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
-    """A subject and a text."""
+class Need:
+    """A rule's template, and whether its HTML part is needed."""
+
+    rule: str
+    template: str
+    html: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What a notification says. `html` is empty if it was not asked for, or failed, which `html_problem` says."""
 
     subject: str
     text: str
+    html: str
+    html_problem: str
+    version: str
+    locale: str
 
 
-def _moment(value: datetime, time_zone: str = "") -> str:
-    zone: tzinfo = UTC
-    if time_zone:
+class Loaded:
+    """A set of files in use, since `load_time`."""
+
+    def __init__(self, files: FileSet, bounds: Bounds) -> None:
+        self.files = files
+        self.load_time = datetime.now(UTC)
+        self._process = RenderingProcess(files.sources, bounds)
+        # By template and locale: how often it ran over its time in a row, and until when it is let alone.
+        self._over: dict[tuple[str, str], tuple[int, float]] = {}
+        self._problems: dict[str, tuple[list[str], list[str]]] = {}
+
+    @property
+    def version(self) -> str:
+        """Of the content of all files: the same content has the same version everywhere."""
+        return self.files.version
+
+    def locale(self, name: str, locale: str, html: bool) -> str:
+        """The locale that `render` would say a notification in; empty also if there is no such template."""
         try:
-            zone = zoneinfo.ZoneInfo(time_zone)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError):
-            zone = UTC
-    return value.astimezone(zone).strftime("%Y-%m-%d %H:%M %Z")
+            return self.files.choose(name, locale, html=html).locale
+        except MissingTemplateError:
+            return ""
 
+    def render(self, name: str, context: Mapping[str, Any], *, locale: str = "", html: bool) -> Rendered:
+        """Says a notification in the best language there is for a locale. Raises RenderError."""
+        try:
+            chosen = self.files.choose(name, locale, html=html)
+        except MissingTemplateError as error:
+            raise RenderError(str(error)[:_LONGEST_REASON]) from None
+        most = {SUBJECT: LARGEST_SUBJECT, TEXT: LARGEST_PART, HTML: LARGEST_PART}
+        parts = {part: (file, most[part]) for part, file in chosen.files.items()}
+        said = self._said(name, chosen.locale, parts, {**context, "locale": chosen.locale})
+        for part in (SUBJECT, TEXT):
+            if "problem" in said[part]:
+                raise RenderError(said[part]["problem"])
+        return Rendered(
+            # A subject is one line: whatever comes in by a name cannot begin another header.
+            subject=" ".join(said[SUBJECT]["text"].split()),
+            text=said[TEXT]["text"].strip() + "\n",
+            html=said[HTML].get("text", "") if html else "",
+            html_problem=said[HTML].get("problem", "") if html else "",
+            version=self.version,
+            locale=chosen.locale,
+        )
 
-def _is_html(name: str | None) -> bool:
-    return bool(name and name.endswith(".html"))
+    def _said(
+        self, name: str, locale: str, parts: Mapping[str, tuple[str, int]], context: Mapping[str, Any]
+    ) -> Mapping[str, Mapping[str, str]]:
+        label = f"template {name}" + (f" in {locale}" if locale else "")
+        times, until = self._over.get((name, locale), (0, 0.0))
+        if times >= _PATIENCE and time.monotonic() < until:
+            raise RenderError(f"{label}: not tried, for it took too long {times} times in a row")
+        try:
+            said = self._process.render(parts, context)
+        except OverTimeError:
+            self._over[name, locale] = times + 1, time.monotonic() + _PAUSE
+            seconds = self._process.bounds.seconds
+            raise RenderError(f"{label}: takes more than {seconds:g} s of processor time") from None
+        except BrokenProcessError as error:
+            raise RenderError(f"{label}: {error}") from None
+        self._over.pop((name, locale), None)
+        return said
+
+    def problems(self, needs: Sequence[Need]) -> list[str]:
+        """What is wrong for these rules, a line each; every translation of their templates counts."""
+        lines: list[str] = []
+        for need in needs:
+            problems: list[str] = []
+            try:
+                self.files.choose(need.template, "", html=need.html)
+            except MissingTemplateError as error:
+                problems.append(str(error))
+            problems += self.problems_of(need.template)
+            lines += [f"rule {need.rule!r}: {problem}" for problem in dict.fromkeys(problems)]
+        return lines
+
+    def problems_of(self, name: str) -> list[str]:
+        """What is wrong with the files of a template, and those that they use."""
+        seen: set[str] = set()
+        waiting = self.files.files(name)
+        problems = [f"template {file} {why}" for file, why in self.files.unusable_of(name)]
+        while waiting:
+            file = waiting.pop(0)
+            if file not in seen:
+                seen.add(file)
+                found, references = self._compiled(file)
+                problems += found
+                waiting += references
+        return list(dict.fromkeys(problems))
+
+    def _compiled(self, file: str) -> tuple[list[str], list[str]]:
+        if file not in self._problems:
+            try:
+                answer = self._process.compile(file)
+                self._problems[file] = list(answer["problems"]), list(answer["references"])
+            except OverTimeError:
+                seconds = self._process.bounds.seconds
+                self._problems[file] = [f"template {file}: takes more than {seconds:g} s to compile"], []
+            except BrokenProcessError as error:
+                return [f"template {file}: {error}"], []
+        return self._problems[file]
+
+    def close(self) -> None:
+        """Gives back its process; who still has the set may go on using it."""
+        self._process.close()
 
 
 class Templates:
-    """The templates of a folder of the operator's, if there is one, before the built-in ones."""
+    """The templates of a folder of the operator's, if there is one, before the built-in ones.
 
-    def __init__(self, folder: Path | None = None) -> None:
-        folders = [folder, BUILT_IN] if folder else [BUILT_IN]
-        self._environment = ImmutableSandboxedEnvironment(
-            loader=jinja2.FileSystemLoader(folders),
-            autoescape=_is_html,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            auto_reload=False,
-        )
-        self._environment.filters["moment"] = _moment
+    `current` is the set in use, another object after each change. `refused` has the problems for which the files that
+    the folder has now are not used, a line each; it is empty if they are.
+    """
 
-    def check(self, name: str, *, html: bool) -> None:
-        """Raises RenderError unless a template has all its parts and each can be compiled."""
-        for suffix in ("subject.txt", "txt", *(["html"] if html else [])):
-            self._get(f"{name}.{suffix}")
+    def __init__(self, folder: Path | None = None, bounds: Bounds | None = None) -> None:
+        self._folder = folder
+        self._bounds = bounds or Bounds()
+        self._lock = threading.Lock()
+        self._refused_version = ""
+        self.refused = ""
+        self.current = Loaded(template_files.read(folder), self._bounds)
 
-    def plain(self, name: str, context: Mapping[str, Any]) -> Plain:
-        """Subject and text."""
-        # A subject is one line: whatever comes in by a name cannot begin another header.
-        subject = " ".join(self._render(f"{name}.subject.txt", context).split())
-        return Plain(subject, self._render(f"{name}.txt", context).strip() + "\n")
+    def check(self, needs: Sequence[Need]) -> None:
+        """Raises InvalidConfigError, with a line per problem, if the set lacks what the rules need."""
+        if problems := self.current.problems(needs):
+            raise InvalidConfigError("\n".join(problems))
 
-    def html(self, name: str, context: Mapping[str, Any]) -> str:
-        """The HTML part."""
-        return self._render(f"{name}.html", context)
+    def reload(self, needs: Sequence[Need], *, again: bool = True) -> bool:
+        """Uses the files as they are now; whether they are others. A set that lacks what the rules need is not used.
+        One that was refused is looked at again only if `again`. Takes its time. Raises InvalidConfigError.
+        """
+        with self._lock:
+            try:
+                return self._reload(needs, again)
+            except InvalidConfigError as error:
+                self.refused = str(error)
+                raise
 
-    def _get(self, file: str) -> jinja2.Template:
+    def _reload(self, needs: Sequence[Need], again: bool) -> bool:
         try:
-            return self._environment.get_template(file)
-        except jinja2.TemplateNotFound as error:
-            raise RenderError(f"template {error.name} is missing") from None
-        except jinja2.TemplateSyntaxError as error:
-            raise RenderError(f"template {error.name}, line {error.lineno}: {error.message}") from None
+            files = template_files.read(self._folder)
+        except InvalidConfigError:
+            # `refused` is about to say this; of a set that was refused before, it would be the wrong reason.
+            self._refused_version = ""
+            raise
+        if files.version == self.current.version:
+            self.refused = self._refused_version = ""
+            return False
+        if files.version == self._refused_version and not again:
+            raise InvalidConfigError(self.refused)
+        made = Loaded(files, self._bounds)
+        if problems := made.problems(needs):
+            made.close()
+            self._refused_version = files.version
+            raise InvalidConfigError("\n".join(problems))
+        self.refused = self._refused_version = ""
+        before, self.current = self.current, made
+        before.close()
+        return True
 
-    def _render(self, file: str, context: Mapping[str, Any]) -> str:
-        template = self._get(file)
-        try:
-            # NUL is the one character that Postgres' text cannot hold.
-            return template.render(context).replace("\0", "")
-        except Exception as error:
-            raise RenderError(f"template {file}: {type(error).__name__}: {error}"[:_LONGEST_REASON]) from error
+    def render(self, name: str, context: Mapping[str, Any], *, locale: str = "", html: bool) -> Rendered:
+        """See Loaded."""
+        return self.current.render(name, context, locale=locale, html=html)
+
+    def apart(self) -> Loaded:
+        """The set in use with a process of its own: what is tried with it holds up nothing. To be closed."""
+        return Loaded(self.current.files, self._bounds)

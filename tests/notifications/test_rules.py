@@ -95,18 +95,18 @@ def test_a_missing_or_broken_template_is_named_with_its_rule(tmp_path: Path) -> 
 def test_templates_escape_html_and_only_html(tmp_path: Path) -> None:
     for suffix in ("subject.txt", "txt", "html"):
         write(tmp_path / f"t.{suffix}", "{{ name }}")
-    templates = Templates(tmp_path)
-    context = {"name": "<b>&\n\0Ada"}
-    assert templates.plain("t", context).subject == "<b>& Ada"
-    assert templates.plain("t", context).text == "<b>&\nAda\n"
-    assert templates.html("t", context) == "&lt;b&gt;&amp;\nAda"
+    said = Templates(tmp_path).render("t", {"name": "<b>&\n\0Ada"}, html=True)
+    assert said.subject == "<b>& Ada"
+    assert said.text == "<b>&\nAda\n"
+    assert said.html == "&lt;b&gt;&amp;\nAda"
 
 
 @pytest.mark.parametrize("text", ["{{ nobody }}", "{{ name.__class__.__mro__ }}", "{{ 1 / 0 }}", "{{ name.x.y }}"])
 def test_what_cannot_be_rendered_says_why(tmp_path: Path, text: str) -> None:
-    write(tmp_path / "t.html", text)
-    with pytest.raises(RenderError, match=r"template t\.html: "):
-        Templates(tmp_path).html("t", {"name": "Ada"})
+    write(tmp_path / "t.subject.txt", "fine")
+    write(tmp_path / "t.txt", f"one\n{text}")
+    with pytest.raises(RenderError, match=r"template t\.txt, line 2: "):
+        Templates(tmp_path).render("t", {"name": "Ada"}, html=False)
 
 
 def test_endpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

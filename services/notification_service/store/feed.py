@@ -62,6 +62,8 @@ _note = rows(
     n_body=Text(),
     n_trace_parent=Text(),
     n_trace_state=Text(),
+    n_template_version=Text(),
+    n_locale=Text(),
 )
 _insert_notifications = insert(notifications).from_select(
     [*(column.name.removeprefix("n_") for column in _note.c), "create_time"],
@@ -195,6 +197,8 @@ def _notification_arrays(made: Sequence[Notification], first: int) -> dict[str, 
         "n_body": arrays.texts([one.body for one in made]),
         "n_trace_parent": arrays.texts([one.trace_parent for one in made]),
         "n_trace_state": arrays.texts([one.trace_state for one in made]),
+        "n_template_version": arrays.texts([one.template_version for one in made]),
+        "n_locale": arrays.texts([one.locale for one in made]),
     }
 
 

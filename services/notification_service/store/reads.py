@@ -56,6 +56,8 @@ NOTIFICATION_COLUMNS = (
     _note.seen_time,
     _note.read_time,
     _note.archive_time,
+    _note.template_version,
+    _note.locale,
 )
 _DELIVERY_COLUMNS = (
     _delivery.position,
@@ -189,7 +191,8 @@ def _stamp(value: datetime | None) -> Timestamp | None:
 def notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
     """The message of a row of NOTIFICATION_COLUMNS."""
     identity, position, user_id, event_id, event_position, rule, category, template, channels, *rest = row
-    subject, body, create_time, trace_parent, trace_state, seen_time, read_time, archive_time = rest
+    subject, body, create_time, trace_parent, trace_state, *marks, template_version, locale = rest
+    seen_time, read_time, archive_time = marks
     return notifications_pb2.Notification(
         id=str(identity),
         position=position,
@@ -208,6 +211,8 @@ def notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
         seen_time=_stamp(seen_time),
         read_time=_stamp(read_time),
         archive_time=_stamp(archive_time),
+        template_version=template_version,
+        locale=locale,
     )
 
 

@@ -20,6 +20,7 @@ from tidings.cli import (
     new_token,
     notifications,
     smoke_test,
+    templates,
     users,
     users_import,
     users_watch,
@@ -75,6 +76,7 @@ notifications.app.add_typer(in_app.app, name="inbox")
 app.add_typer(notifications.app, name="notifications")
 app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(endpoints.app, name="endpoints")
+app.add_typer(templates.app, name="templates")
 app.add_typer(mail.app, name="mail")
 app.add_typer(new_token.app, name="token")
 doctor.register(app)

@@ -39,6 +39,7 @@ from tidings.client.in_app import InApp
 from tidings.client.notifications import NotificationBatch, NotificationFeed, Notifications
 from tidings.client.replica import Replica, leaves
 from tidings.client.shards import shard_of
+from tidings.client.templates import Templates
 from tidings.client.users import Users
 from tidings.users.v1.users_pb2 import User, UserEvent
 
@@ -65,6 +66,7 @@ __all__ = [
     "PositionExpiredError",
     "ProtocolError",
     "Replica",
+    "Templates",
     "TidingsError",
     "TokenMismatchError",
     "User",

@@ -42,6 +42,8 @@ class Notification(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     TRACE_PARENT_FIELD_NUMBER: _builtins.int
     TRACE_STATE_FIELD_NUMBER: _builtins.int
+    TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
+    LOCALE_FIELD_NUMBER: _builtins.int
     SEEN_TIME_FIELD_NUMBER: _builtins.int
     READ_TIME_FIELD_NUMBER: _builtins.int
     ARCHIVE_TIME_FIELD_NUMBER: _builtins.int
@@ -62,6 +64,11 @@ class Notification(_message.Message):
     trace_parent: _builtins.str
     """W3C Trace Context of the call that caused it."""
     trace_state: _builtins.str
+    template_version: _builtins.str
+    """The version of the templates that it was rendered with, as TemplateService tells it, and the locale of the
+    template that was used, empty for the language of everybody. Both are empty if nothing was rendered.
+    """
+    locale: _builtins.str
     @_builtins.property
     def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -91,13 +98,15 @@ class Notification(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         trace_parent: _builtins.str = ...,
         trace_state: _builtins.str = ...,
+        template_version: _builtins.str = ...,
+        locale: _builtins.str = ...,
         seen_time: _timestamp_pb2.Timestamp | None = ...,
         read_time: _timestamp_pb2.Timestamp | None = ...,
         archive_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "create_time", b"create_time", "read_time", b"read_time", "seen_time", b"seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "body", b"body", "category", b"category", "channels", b"channels", "create_time", b"create_time", "event_id", b"event_id", "event_position", b"event_position", "id", b"id", "position", b"position", "read_time", b"read_time", "rule", b"rule", "seen_time", b"seen_time", "subject", b"subject", "template", b"template", "trace_parent", b"trace_parent", "trace_state", b"trace_state", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "body", b"body", "category", b"category", "channels", b"channels", "create_time", b"create_time", "event_id", b"event_id", "event_position", b"event_position", "id", b"id", "locale", b"locale", "position", b"position", "read_time", b"read_time", "rule", b"rule", "seen_time", b"seen_time", "subject", b"subject", "template", b"template", "template_version", b"template_version", "trace_parent", b"trace_parent", "trace_state", b"trace_state", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

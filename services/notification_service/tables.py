@@ -8,6 +8,7 @@ from __future__ import annotations
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -23,7 +24,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 SCHEMA_REVISION = "0007"
 
@@ -159,4 +160,57 @@ delivery_operations = Table(
     Column("reason", Text, nullable=False),
     Column("time", DateTime(timezone=True), nullable=False),
     CheckConstraint("kind IN (1, 2)", name="kind"),
+)
+
+# What users want, as the user feed and they themselves say it.
+recipients = Table(
+    "recipients",
+    metadata,
+    Column("user_id", UUID(as_uuid=True), primary_key=True),
+    # Personal fields are empty once the user is deleted.
+    Column("username", Text, nullable=False, server_default=text("''")),
+    Column("email", Text, nullable=False, server_default=text("''")),
+    Column("display_name", Text, nullable=False, server_default=text("''")),
+    Column("locale", Text, nullable=False, server_default=text("''")),
+    Column("time_zone", Text, nullable=False, server_default=text("''")),
+    Column("labels", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("version", BigInteger, nullable=False),
+    Column("deleted", Boolean, nullable=False, server_default=text("false")),
+    Column("update_time", DateTime(timezone=True), nullable=False),
+)
+
+preferences = Table(
+    "preferences",
+    metadata,
+    Column("user_id", UUID(as_uuid=True), primary_key=True),
+    # What the user decided and nothing else; the preferences module gives its keys.
+    Column("document", JSONB, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("update_time", DateTime(timezone=True), nullable=False),
+)
+
+# Addresses that are not written to, and why.
+suppressions = Table(
+    "suppressions",
+    metadata,
+    Column("channel", Text, primary_key=True),
+    # Case-folded.
+    Column("target", Text, primary_key=True),
+    # UNSUBSCRIBED, BOUNCED, COMPLAINED or MANUAL
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False, server_default=text("''")),
+    Column("actor", Text, nullable=False, server_default=text("''")),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+)
+
+# Why deliveries were deferred or cancelled.
+delivery_decisions = Table(
+    "delivery_decisions",
+    metadata,
+    Column("delivery_id", UUID(as_uuid=True), ForeignKey(deliveries.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    # The gate's Reason.
+    Column("kind", SmallInteger, nullable=False),
+    Column("detail", Text, nullable=False, server_default=text("''")),
+    Column("time", DateTime(timezone=True), nullable=False),
 )

@@ -19,16 +19,15 @@ days = st.frozensets(st.integers(1, 7), min_size=1)
 hours_of_any_kind = st.tuples(times, times, days).filter(lambda it: it[0] != it[1] or it[2] != EVERY_DAY)
 any_hours = hours_of_any_kind.map(lambda it: QuietHours(*it))
 zones = st.sampled_from(sorted(available_timezones() - {"localtime", "Factory"})).map(ZoneInfo)
-plain_instants = st.datetimes(datetime(1970, 1, 10), datetime(2037, 12, 1), timezones=st.just(UTC))
+# 1970 to 2036
+plain_instants = st.integers(864_000, 2_114_380_800).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
 
 
 @st.composite
 def places(draw: st.DrawFn) -> tuple[ZoneInfo, datetime]:
     """A zone and an instant, half of them within two days of a change of the zone's clocks."""
     zone, instant = draw(zones), draw(plain_instants)
-    changes = [
-        day for n in range(366) if offset(zone, day := instant + timedelta(days=n)) != offset(zone, day + _DAY)
-    ]
+    changes = [day for n in range(366) if offset(zone, day := instant + timedelta(days=n)) != offset(zone, day + _DAY)]
     if changes and draw(st.booleans()):
         instant = draw(st.sampled_from(changes)) + timedelta(minutes=draw(st.integers(-2880, 2880)))
     return zone, instant
@@ -60,10 +59,8 @@ def steady(zone: ZoneInfo, instant: datetime) -> bool:
 @given(any_hours, places())
 def test_nothing_is_sent_while_the_clocks_show_quiet_hours(hours: QuietHours, place: tuple[ZoneInfo, datetime]) -> None:
     zone, instant = place
-    # A day that a zone leaves out has no clocks before it that say so; its evening belongs to the day after.
     until = quiet_until(hours, zone, instant)
-    local = instant.astimezone(zone)
-    if shown(hours, zone, instant) and ((local - _DAY).astimezone(UTC).astimezone(zone).date() == local.date() - _DAY):
+    if shown(hours, zone, instant):
         assert until is not None
     if steady(zone, instant):
         assert (until is not None) == shown(hours, zone, instant)
@@ -94,7 +91,10 @@ def test_what_waits_is_sent_at_the_first_instant_outside(hours: QuietHours, plac
             QuietHours(time(22), time(2, 30)), "2026-03-29T01:59+01:00", "2026-03-29T03:00+02:00", id="no end: the jump"
         ),
         pytest.param(
-            QuietHours(time(2, 30), time(6)), "2026-03-29T03:00+02:00", "2026-03-29T06:00+02:00", id="no start: the jump"
+            QuietHours(time(2, 30), time(6)),
+            "2026-03-29T03:00+02:00",
+            "2026-03-29T06:00+02:00",
+            id="no start: the jump",
         ),
         pytest.param(
             QuietHours(time(22), time(2, 30)), "2026-10-25T02:45+02:00", "2026-10-25T02:30+01:00", id="the last end"

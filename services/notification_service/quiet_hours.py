@@ -14,8 +14,10 @@ from zoneinfo import ZoneInfo
 
 EVERY_DAY = frozenset(range(1, 8))
 
-# A date that a zone left out makes hours of two days before touch today.
+# Clocks that are set back over midnight show the date of tomorrow for a moment, and then today's again: hours of two
+# days before may last, and those of the next day have begun.
 _DAYS_BEFORE = 2
+_DAYS_AFTER = 1
 # More windows than can touch: six weekdays, and a week more for a zone that leaves out the seventh.
 _MOST_WINDOWS = 16
 
@@ -51,7 +53,7 @@ def quiet_until(hours: QuietHours, zone: ZoneInfo, instant: datetime) -> datetim
 def _end_of_window(hours: QuietHours, zone: ZoneInfo, moment: datetime) -> datetime | None:
     today = moment.astimezone(zone).date()
     ends = []
-    for offset in range(-_DAYS_BEFORE, 2):
+    for offset in range(-_DAYS_BEFORE, _DAYS_AFTER + 1):
         day = today + timedelta(days=offset)
         if day.isoweekday() in hours.weekdays:
             start, end = _window(hours, zone, day)

@@ -122,6 +122,19 @@ def test_a_day_that_a_zone_left_out_ends_no_night() -> None:
     assert quiet_until(NIGHT, apia, evening) == datetime(2011, 12, 31, 7, tzinfo=apia)
 
 
+@pytest.mark.parametrize(
+    ("hours", "instant", "until"),
+    [
+        (QuietHours(time(23, 45), time(23, 30), frozenset({5})), "2010-11-07T00:00:30-02:30", "2010-11-06T23:30-03:30"),
+        (QuietHours(time(0), time(6), frozenset({7})), "2010-11-06T23:30-03:30", "2010-11-07T06:00-03:30"),
+    ],
+)
+def test_clocks_that_are_set_back_over_midnight(hours: QuietHours, instant: str, until: str) -> None:
+    # Newfoundland, Sunday, 7 November 2010: a minute after midnight it was a minute past eleven on Saturday again.
+    zone = ZoneInfo("America/St_Johns")
+    assert quiet_until(hours, zone, datetime.fromisoformat(instant)) == datetime.fromisoformat(until)
+
+
 @pytest.mark.parametrize("weekdays", [frozenset(), frozenset({0}), EVERY_DAY])
 def test_hours_that_mean_nothing_or_never_end_are_refused(weekdays: frozenset[int]) -> None:
     with pytest.raises(ValueError, match=r"weekdays|weekday"):

@@ -10,8 +10,10 @@ from collections.abc import AsyncGenerator, Callable
 import grpc.aio
 import psycopg
 
-from notification_service import endpoints, metrics, reset, rules
+from notification_service import categories, endpoints, metrics, reset, rules
 from notification_service.api.notifications import NotificationService
+from notification_service.api.preferences import PreferenceService
+from notification_service.categories import Categories
 from notification_service.channels.email import EmailChannel
 from notification_service.channels.webhook import WebhookChannel
 from notification_service.compose import Composer
@@ -36,12 +38,16 @@ from servicekit.rpc import Door
 from servicekit.settings import variable
 from servicekit.tasks import Background
 from tidings.client import Batch, CursorStore, UserFeed, connect
-from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
+from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc, preferences_pb2, preferences_pb2_grpc
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 NAME = "tidings-notifications"
 _SERVICES = tuple(
-    file.services_by_name[name] for file, name in ((notifications_pb2.DESCRIPTOR, "NotificationService"),)
+    file.services_by_name[name]
+    for file, name in (
+        (notifications_pb2.DESCRIPTOR, "NotificationService"),
+        (preferences_pb2.DESCRIPTOR, "PreferenceService"),
+    )
 )
 
 # One lease per lane, the recorder, and one to spare.
@@ -66,6 +72,7 @@ def composer(settings: NotificationServiceSettings) -> Composer:
 
 async def serve(settings: NotificationServiceSettings, composer: Composer) -> int:
     """Runs the service until it is told to stop. Returns the exit code. Raises InvalidConfigError."""
+    decidable = categories.load(settings.categories_file)
     entrance = open_entrance(settings, rpc.methods(*_SERVICES))
     users = _users(settings)
     url = settings.database_url.get_secret_value()
@@ -81,7 +88,7 @@ async def serve(settings: NotificationServiceSettings, composer: Composer) -> in
             return 0
         with telemetry.tracing(NAME), process.measuring(NAME, settings.metrics_address, metrics.INSTRUMENTS):
             async with queries, dispatch, users:
-                return await _serve(settings, door, composer, url, queries, dispatch, users)
+                return await _serve(settings, door, composer, decidable, url, queries, dispatch, users)
 
 
 async def reset_cursor(settings: NotificationServiceSettings, to: reset.Start, confirm: Callable[[str], bool]) -> int:
@@ -120,6 +127,7 @@ async def _serve(
     settings: NotificationServiceSettings,
     door: Door,
     composer: Composer,
+    decidable: Categories,
     url: str,
     queries: Pool,
     dispatch: Pool,
@@ -172,6 +180,12 @@ async def _serve(
         door.entrance.source,
         notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
         NotificationService(queries, streams, dispatcher.wake),
+    )
+    guard.add(
+        door.server,
+        door.entrance.source,
+        preferences_pb2_grpc.add_PreferenceServiceServicer_to_server,
+        PreferenceService(queries, decidable),
     )
 
     async def not_ready() -> str:

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from servicekit.errors import (
+    AbortedError,
+    AlreadyExistsError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -66,6 +68,31 @@ def nothing_to_send(ids: Sequence[uuid.UUID]) -> FailedPreconditionError:
         f"nothing to send, their attempt says why: {_named([str(one) for one in ids])}",
         reason="NOTHING_TO_SEND",
         metadata=_ids(ids),
+    )
+
+
+def stale_version(user_id: uuid.UUID, asked: int, current: int) -> AbortedError:
+    """The caller's version of a user's preferences is not the current one."""
+    return AbortedError(
+        f"preferences.version: is {asked}, but the current version of user {user_id}'s preferences is {current}",
+        reason="STALE_VERSION",
+        metadata={"user_id": str(user_id), "version": str(asked), "current_version": str(current)},
+    )
+
+
+def suppressed(channel: str, target: str, reason: str) -> AlreadyExistsError:
+    """An address that is suppressed, with the reason."""
+    return AlreadyExistsError(
+        f"{target} is suppressed: {reason}",
+        reason="SUPPRESSED",
+        metadata={"channel": channel, "target": target, "reason": reason},
+    )
+
+
+def not_suppressed(channel: str, target: str) -> NotFoundError:
+    """An address that is not suppressed."""
+    return NotFoundError(
+        f"{target} is not suppressed", reason="NOT_SUPPRESSED", metadata={"channel": channel, "target": target}
     )
 
 

@@ -17,7 +17,9 @@ from tidings.cli import (
     mail,
     new_token,
     notifications,
+    preferences,
     smoke_test,
+    suppressions,
     users,
     users_import,
     users_watch,
@@ -71,6 +73,8 @@ deliveries_change.register(deliveries.app)
 app.add_typer(users.app, name="users")
 app.add_typer(notifications.app, name="notifications")
 app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(preferences.app, name="preferences")
+app.add_typer(suppressions.app, name="suppressions")
 app.add_typer(mail.app, name="mail")
 app.add_typer(new_token.app, name="token")
 doctor.register(app)

@@ -35,6 +35,7 @@ from tidings.client.errors import (
 from tidings.client.feed import Batch, UserFeed
 from tidings.client.imports import ImportFailure, ImportProgress
 from tidings.client.notifications import NotificationBatch, NotificationFeed, Notifications
+from tidings.client.preferences import Preferences
 from tidings.client.replica import Replica, leaves
 from tidings.client.shards import shard_of
 from tidings.client.users import Users
@@ -60,6 +61,7 @@ __all__ = [
     "NotificationFeed",
     "Notifications",
     "PositionExpiredError",
+    "Preferences",
     "ProtocolError",
     "Replica",
     "TidingsError",

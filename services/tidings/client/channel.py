@@ -31,6 +31,7 @@ _RETRIED = {
         "GetFeed",
     ),
     "tidings.notifications.v1.NotificationService": ("ListNotifications", "ListDeliveries", "GetInbox"),
+    "tidings.notifications.v1.PreferenceService": ("GetPreferences", "ListCategories", "ListSuppressions"),
 }
 
 _SERVICE_CONFIG = {

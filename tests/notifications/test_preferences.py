@@ -11,12 +11,14 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from notification_service import categories
 from notification_service.api.preferences import PreferenceService
 from notification_service.store import preferences as store
 from servicekit import callers, guard
 from servicekit.database import Connection, Pool
+from tests.harness import Database, Services
 from tests.notifications.conftest import write
 from tidings.client import ApiError, Preferences
 from tidings.notifications.v1 import preferences_pb2 as pb
@@ -257,3 +259,30 @@ async def test_suppressions_that_are_invalid(client: Preferences, given: dict[st
         await client.suppress(**given)
     assert [one.field for one in caught.value.violations] == fields
     assert [one async for one in client.suppressions()] == []
+
+
+async def test_the_service_serves_them_from_the_operators_file(
+    notifications_database: Database, services: Services, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "categories.toml", _FILE)
+    process = services.notifications(notifications_database, "127.0.0.1:1", categories_file=file)
+    await process.start()
+    async with grpc.aio.insecure_channel(process.address) as channel:
+        client = Preferences(channel)
+        assert [one.name for one in await client.categories()] == ["news", "security", "*"]
+        await client.update(wanted(channels={"email": False}), ["channels"])
+        assert applies(await client.get(USER))["security", "email"] == (True, "MANDATORY", False)
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        name = "tidings.notifications.v1.PreferenceService"
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_wrong_category_ends_it_with_one_line(services: Services, tmp_path: Path) -> None:
+    file = write(tmp_path / "categories.toml", '[[categories]]\nname = "news"\noff = ["sms"]\n')
+    process = services.notifications("postgresql://127.0.0.1:1/none", "127.0.0.1:1", categories_file=file)
+    await process.launch()
+    assert await process.wait() == 2
+    (line,) = [line for line in process.lines if line.startswith("error: ")]
+    assert "'news'" in line
+    assert "off" in line

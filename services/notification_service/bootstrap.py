@@ -12,11 +12,13 @@ from typing import Any
 import grpc.aio
 import psycopg
 
-from notification_service import endpoints, lanes, metrics, reset, rules, template_reload
+from notification_service import categories, endpoints, lanes, metrics, reset, rules, template_reload
 from notification_service.api.endpoints import EndpointService
 from notification_service.api.in_app import InAppService
 from notification_service.api.notifications import NotificationService
+from notification_service.api.preferences import PreferenceService
 from notification_service.api.templates import TemplateService
+from notification_service.categories import Categories
 from notification_service.compose import Composer
 from notification_service.dispatcher import Dispatcher
 from notification_service.domain import EMAIL, WEBHOOK
@@ -47,6 +49,8 @@ from tidings.notifications.v1 import (
     in_app_pb2_grpc,
     notifications_pb2,
     notifications_pb2_grpc,
+    preferences_pb2,
+    preferences_pb2_grpc,
     templates_pb2,
     templates_pb2_grpc,
 )
@@ -60,6 +64,7 @@ _SERVICES = tuple(
         (in_app_pb2.DESCRIPTOR, "InAppService"),
         (endpoints_pb2.DESCRIPTOR, "EndpointService"),
         (templates_pb2.DESCRIPTOR, "TemplateService"),
+        (preferences_pb2.DESCRIPTOR, "PreferenceService"),
     )
 )
 
@@ -85,6 +90,7 @@ def composer(settings: NotificationServiceSettings) -> Composer:
 
 async def serve(settings: NotificationServiceSettings, composer: Composer) -> int:
     """Runs the service until it is told to stop. Returns the exit code. Raises InvalidConfigError."""
+    decidable = categories.load(settings.categories_file)
     entrance = open_entrance(settings, rpc.methods(*_SERVICES))
     users = _users(settings)
     sending = lanes.read(settings)
@@ -101,7 +107,7 @@ async def serve(settings: NotificationServiceSettings, composer: Composer) -> in
             return 0
         with telemetry.tracing(NAME), process.measuring(NAME, settings.metrics_address, metrics.INSTRUMENTS):
             async with queries, dispatch, users:
-                return await _serve(settings, door, composer, sending, url, queries, dispatch, users)
+                return await _serve(settings, door, composer, sending, decidable, url, queries, dispatch, users)
 
 
 async def reset_cursor(settings: NotificationServiceSettings, to: reset.Start, confirm: Callable[[str], bool]) -> int:
@@ -141,6 +147,7 @@ async def _serve(
     door: Door,
     composer: Composer,
     sending: Sending,
+    decidable: Categories,
     url: str,
     queries: Pool,
     dispatch: Pool,
@@ -163,6 +170,7 @@ async def _serve(
     dispatcher = Dispatcher(
         dispatch,
         sent_by,
+        decidable,
         lease=settings.lease,
         poll_interval=settings.poll_interval,
     )
@@ -208,6 +216,7 @@ async def _serve(
             templates_pb2_grpc.add_TemplateServiceServicer_to_server,
             TemplateService(composer, sent_by[EMAIL].routes.standing()[0].channel, send_timeout=settings.send_timeout),
         ),
+        (preferences_pb2_grpc.add_PreferenceServiceServicer_to_server, PreferenceService(queries, decidable)),
     ):
         guard.add(door.server, door.entrance.source, add, servicer)
 
@@ -216,6 +225,13 @@ async def _serve(
         with tasks.resting():
             await known.loaded()
         await loop()
+
+    guard.add(
+        door.server,
+        door.entrance.source,
+        notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
+        NotificationService(queries, streams, dispatcher.wake),
+    )
 
     async def not_ready() -> str:
         door.health.schema_found, problem = await schema.look(queries, SCHEMA_REVISION)

@@ -91,6 +91,7 @@ class Composer:
             category=rule.category,
             template=rule.template,
             template_version=version,
+            time_zone=event.user.time_zone,
             locale=locale,
             channels=channels,
             subject=subject,

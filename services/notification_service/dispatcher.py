@@ -17,19 +17,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from time import perf_counter
 from typing import TypeVar
 
 import psycopg
 
-from notification_service import metrics, retries, tracing
+from notification_service import gate, metrics, retries, tracing
+from notification_service.categories import Categories
 from notification_service.channels import Message, Outcome
 from notification_service.domain import TARGET_GONE, TRIES_EXHAUSTED, Ended, Leased, Result, State
+from notification_service.gate import Cancel, Candidate, Defer
 from notification_service.retries import Policy
 from notification_service.routes import Route, Routes
-from notification_service.store import leases
+from notification_service.store import leases, verdicts
 from servicekit import logs, tasks
 from servicekit.database import Connection, Pool
 
@@ -81,8 +84,11 @@ class _Taken:
 class Dispatcher:
     """All lanes of this process. `run_lane` of each name, `record` and `tidy` are loops for the caller's supervisor."""
 
-    def __init__(self, pool: Pool, lanes: Mapping[str, Lane], *, lease: float, poll_interval: float) -> None:
+    def __init__(
+        self, pool: Pool, lanes: Mapping[str, Lane], categories: Categories, *, lease: float, poll_interval: float
+    ) -> None:
         self._pool = pool
+        self._categories = categories
         self._lanes = {name: _Running(name, lane.routes, lane.policy, lane.slots) for name, lane in lanes.items()}
         self._lease = lease
         self._poll_interval = poll_interval
@@ -154,7 +160,12 @@ class Dispatcher:
             busy=list(lane.busy),
         )
         chosen: dict[uuid.UUID, tuple[leases.Picked, Route]] = {}
+        aside = self._aside(lane, picked)
+        if aside:
+            await verdicts.set_aside(connection, list(aside.values()))
         for one in picked:
+            if one.id in aside:
+                continue
             route = lane.routes.choose(one, loop.time())
             if route is not None:
                 route.begun(loop.time(), lane.policy.timeout + _MARGIN)
@@ -164,16 +175,30 @@ class Dispatcher:
             if chosen:
                 named = [(one, route.name if plan.targets is None else "") for one, route in chosen.values()]
                 begun = await leases.begin(connection, named, max_age=lane.policy.max_age)
-            if left := [one.id for one in picked if one.id not in chosen]:
+            if left := [one.id for one in picked if one.id not in chosen and one.id not in aside]:
                 await leases.give_back(connection, left)
         finally:
             started = {leased.id for leased in begun}
             for identity, (_, route) in chosen.items():
                 if identity not in started:
                     route.left()
-        more = len(picked) + behind >= plan.most and len(begun) + behind > 0
+        more = len(picked) + behind >= plan.most and len(begun) + behind + len(aside) > 0
         pause = 0.0 if more else min(self._poll_interval, max(plan.wait, 0.001))
         return _Taken([(leased, chosen[leased.id][1]) for leased in begun], pause)
+
+    def _aside(
+        self, lane: _Running, picked: Sequence[leases.Picked]
+    ) -> dict[uuid.UUID, tuple[leases.Picked, Defer | Cancel]]:
+        """What may not be sent now, or never, as its user and the operator want it at this moment."""
+        now, aside = datetime.now(UTC), {}
+        for one in picked:
+            candidate = Candidate(
+                one.user_id, one.category, lane.name, one.target, one.time_zone, one.document, one.suppressed
+            )
+            verdict = gate.decide(candidate, self._categories, now)
+            if isinstance(verdict, Defer | Cancel):
+                aside[one.id] = (one, verdict)
+        return aside
 
     async def _room(self, lane: _Running) -> None:
         """Returns when enough slots are free, or some are and no more became free for a moment."""

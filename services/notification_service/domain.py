@@ -23,6 +23,7 @@ REFUSED = "REFUSED"
 TRIES_EXHAUSTED = "TRIES_EXHAUSTED"
 EXPIRED = "EXPIRED"
 TARGET_GONE = "TARGET_GONE"
+USER_DELETED = "USER_DELETED"
 
 
 class State(IntEnum):
@@ -92,6 +93,7 @@ class Notification:
     deliveries: tuple[Delivery, ...] = field(default=())
     # What it was rendered with; empty if it was not rendered.
     template_version: str = ""
+    time_zone: str = ""
     locale: str = ""
 
 

@@ -169,6 +169,31 @@ def templates_refused(problems: str) -> FailedPreconditionError:
     return FailedPreconditionError("\n".join(lines[:_MOST_NAMED]) + more, reason="TEMPLATES_REFUSED")
 
 
+def stale_preferences(user_id: uuid.UUID, asked: int, current: int) -> AbortedError:
+    """The caller's version of a user's preferences is not the current one."""
+    return AbortedError(
+        f"preferences.version: is {asked}, but the current version of user {user_id}'s preferences is {current}",
+        reason="STALE_VERSION",
+        metadata={"user_id": str(user_id), "version": str(asked), "current_version": str(current)},
+    )
+
+
+def suppressed(channel: str, target: str, reason: str) -> AlreadyExistsError:
+    """An address that is suppressed, with the reason."""
+    return AlreadyExistsError(
+        f"{target} is suppressed: {reason}",
+        reason="SUPPRESSED",
+        metadata={"channel": channel, "target": target, "reason": reason},
+    )
+
+
+def not_suppressed(channel: str, target: str) -> NotFoundError:
+    """An address that is not suppressed."""
+    return NotFoundError(
+        f"{target} is not suppressed", reason="NOT_SUPPRESSED", metadata={"channel": channel, "target": target}
+    )
+
+
 def database_unavailable() -> UnavailableError:
     """The database cannot be reached."""
     return UnavailableError("the database is not available", reason="DATABASE_UNAVAILABLE", retry_after=1.0)

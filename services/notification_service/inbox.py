@@ -81,7 +81,9 @@ class Inbox:
             delivery_position=locked.delivery_position + sum(len(one.deliveries) for one in new),
         )
         time = batch.events[-1].commit_time.ToDatetime(tzinfo=UTC) if batch.events else None
-        await feed.write_inbox(connection, new, locked, after, time)
+        gone = (one for one in batch.events if one.type == users_pb2.UserEvent.DELETED)
+        deleted = {uuid.UUID(one.user.id): one.position for one in gone}
+        await feed.write_inbox(connection, new, locked, after, time, deleted)
         return after
 
 

@@ -67,7 +67,7 @@ async def reset(connection: Connection, users: grpc.aio.Channel, to: Start, conf
         await connection.execute("ROLLBACK")
         raise ResetError(f"nothing is changed: meanwhile the cursor was moved to {locked.position}")
     after = replace(locked, log_id=after.log_id, resume_token=after.resume_token, position=after.position)
-    await feed.write_inbox(connection, [], locked, after, None)
+    await feed.write_inbox(connection, [], locked, after, None, {})
     return after
 
 

@@ -29,6 +29,7 @@ class NotificationServiceSettings(ServerSettings):
     users_key_file: OptionalFile = Field(None, description="PEM file of that certificate's key")
 
     rules_file: OptionalFile = Field(None, description="TOML file of rules; the built-in ones unless set")
+    categories_file: OptionalFile = Field(None, description="TOML file of categories; the built-in ones unless set")
     templates_dir: OptionalDirectory = Field(None, description="folder of templates that come before the built-in ones")
     webhooks_file: OptionalFile = Field(None, description="TOML file of webhook endpoints; none unless set")
     policies_file: OptionalFile = Field(None, description="TOML file of policies, how each channel tries")

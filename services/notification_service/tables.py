@@ -26,7 +26,7 @@ from sqlalchemy import (
     and_,
     text,
 )
-from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 SCHEMA_REVISION = "0008"
 
@@ -87,6 +87,8 @@ notifications = Table(
     # The set of templates that it was rendered with, and the locale; empty if it was not rendered.
     Column("template_version", Text, nullable=False, server_default=text("''")),
     Column("locale", Text, nullable=False, server_default=text("''")),
+    # Of its user, as the event had it: quiet hours without a zone of their own count in it.
+    Column("time_zone", Text, nullable=False, server_default=text("''")),
     UniqueConstraint("position"),
     UniqueConstraint("event_id", "rule"),
     Index(None, "user_id", "position"),
@@ -267,4 +269,40 @@ delivery_operations = Table(
     Column("reason", Text, nullable=False),
     Column("time", DateTime(timezone=True), nullable=False),
     CheckConstraint("kind IN (1, 2)", name="kind"),
+)
+
+preferences = Table(
+    "preferences",
+    metadata,
+    Column("user_id", UUID(as_uuid=True), primary_key=True),
+    # What the user decided and nothing else; the preferences module gives its keys.
+    Column("document", JSONB, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("update_time", DateTime(timezone=True), nullable=False),
+)
+
+# Addresses that are not written to, and why.
+suppressions = Table(
+    "suppressions",
+    metadata,
+    Column("channel", Text, primary_key=True),
+    # Case-folded.
+    Column("target", Text, primary_key=True),
+    # UNSUBSCRIBED, BOUNCED, COMPLAINED or MANUAL
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False, server_default=text("''")),
+    Column("actor", Text, nullable=False, server_default=text("''")),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+)
+
+# Why deliveries were deferred or cancelled.
+delivery_decisions = Table(
+    "delivery_decisions",
+    metadata,
+    Column("delivery_id", UUID(as_uuid=True), ForeignKey(deliveries.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    # The gate's Reason.
+    Column("kind", SmallInteger, nullable=False),
+    Column("detail", Text, nullable=False, server_default=text("''")),
+    Column("time", DateTime(timezone=True), nullable=False),
 )

@@ -37,6 +37,11 @@ class ResumeToken:
     position: int
 
 
+# Before a key of two texts, which a NUL parts.
+_KEY_HEAD = struct.Struct("!Bc8s")
+_KEY_KIND = b"k"
+
+
 def selection_hash(*parts: str) -> bytes:
     """8 bytes that stand for what a request selects."""
     digest = hashlib.sha256()
@@ -96,3 +101,24 @@ def _checked(field: str, wanted: bytes, parts: tuple[Any, ...], selection: bytes
     if selected != selection:
         raise errors.token_mismatch(field)
     return int(position)
+
+
+def encode_key(key: tuple[str, str], selection: bytes) -> str:
+    """A page_token of a list that is ordered by two texts without NUL."""
+    raw = _KEY_HEAD.pack(_FORMAT, _KEY_KIND, selection) + "\0".join(key).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def decode_key(text: str, selection: bytes) -> tuple[str, str]:
+    """The two texts in a page_token. Raises BAD_TOKEN, or TOKEN_MISMATCH if it is of another selection."""
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        version, kind, selected = _KEY_HEAD.unpack_from(raw)
+        first, second = raw[_KEY_HEAD.size :].decode().split("\0")
+    except (binascii.Error, ValueError, struct.error):
+        raise errors.bad_token("page_token") from None
+    if version != _FORMAT or kind != _KEY_KIND:
+        raise errors.bad_token("page_token")
+    if selected != selection:
+        raise errors.token_mismatch("page_token")
+    return first, second

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from notification_service import categories
 from notification_service.breaker import Breaker, Patience
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.channels.email import EmailChannel
@@ -62,7 +63,7 @@ async def running(
 ) -> AsyncIterator[Dispatcher]:
     """A dispatcher at work."""
     lane = Lane(Providers([route(one, f"smtp{number}") for number, one in enumerate(channels)]), policy, slots)
-    dispatcher = Dispatcher(pool, {EMAIL: lane}, lease=lease, poll_interval=0.05)
+    dispatcher = Dispatcher(pool, {EMAIL: lane}, categories.load(None), lease=lease, poll_interval=0.05)
     loops = [dispatcher.run_lane(EMAIL), dispatcher.record(), dispatcher.tidy()]
     tasks = [asyncio.create_task(loop) for loop in loops]
     try:
@@ -263,7 +264,7 @@ async def test_new_work_is_taken_at_once_and_slots_bound_it(
 ) -> None:
     channel = Scripted(OK, delay=0.05)
     lane = Lane(Providers([route(channel)]), FAST, 4)
-    dispatcher = Dispatcher(pool, {EMAIL: lane}, lease=30.0, poll_interval=60.0)
+    dispatcher = Dispatcher(pool, {EMAIL: lane}, categories.load(None), lease=30.0, poll_interval=60.0)
     tasks = [asyncio.create_task(loop) for loop in (dispatcher.run_lane(EMAIL), dispatcher.record())]
     try:
         await asyncio.sleep(0.1)

@@ -20,7 +20,7 @@ from aiohttp.test_utils import TestServer
 from google.protobuf import duration_pb2, field_mask_pb2
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from notification_service import destinations, egress, endpoints, rules
+from notification_service import categories, destinations, egress, endpoints, rules
 from notification_service.api.endpoints import EndpointService
 from notification_service.breaker import Patience
 from notification_service.channels import Message
@@ -402,7 +402,7 @@ async def test_deliveries_from_an_event_to_the_call(
 
     targets = Targets(here.channel, enabled, here.endpoints.paused_targets, 4, Patience())
     lane = Lane(targets, Policy(3, 300.0, 1.0, 300.0, timeout=2.0), 4)
-    dispatcher = Dispatcher(pool, {WEBHOOK: lane}, lease=10.0, poll_interval=0.05)
+    dispatcher = Dispatcher(pool, {WEBHOOK: lane}, categories.load(None), lease=10.0, poll_interval=0.05)
     loops = [asyncio.create_task(one) for one in (dispatcher.run_lane(WEBHOOK), dispatcher.record())]
     delivered = notifications_pb2.Delivery.DELIVERED
 

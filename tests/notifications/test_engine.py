@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notification_service import policies, providers, rules
+from notification_service import categories, policies, providers, rules
 from notification_service.breaker import Breaker, Patience
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.compose import Composer
@@ -32,6 +35,7 @@ from tests.notifications.conftest import SENDER, Events, batch, eventually, writ
 from tidings.notifications.v1 import notifications_pb2
 from tidings.users.v1 import users_pb2
 
+TOKYO = ZoneInfo("Asia/Tokyo")
 FAST = Policy(tries=3, base=0.01, factor=2.0, cap=0.05, timeout=2.0)
 PATIENCE = Patience(failures=3, pause=0.05, longest=0.2)
 OK = Outcome(Result.SUCCEEDED, 250, "OK")
@@ -72,7 +76,9 @@ def smtp(*others: Channel, patience: Patience = PATIENCE) -> Providers:
 
 @asynccontextmanager
 async def running(pool: Pool, routes: Routes, channel: str = EMAIL, policy: Policy = FAST) -> AsyncIterator[Dispatcher]:
-    dispatcher = Dispatcher(pool, {channel: Lane(routes, policy, 8)}, lease=30.0, poll_interval=0.05)
+    dispatcher = Dispatcher(
+        pool, {channel: Lane(routes, policy, 8)}, categories.load(None), lease=30.0, poll_interval=0.05
+    )
     tasks = [
         asyncio.create_task(loop) for loop in (dispatcher.run_lane(channel), dispatcher.record(), dispatcher.tidy())
     ]
@@ -101,15 +107,44 @@ async def states(connection: Connection) -> list[str]:
 
 
 def renames(events: Events, name: str, count: int) -> list[users_pb2.UserEvent]:
-    """A user that is created, deleted and so on: one mail each, all to one address."""
+    """A user that is created and renamed again and again: with `telling` one mail each, all to one address."""
     created = events.created(name)
-    return [created, *(events.deleted(created.user) for _ in range(count - 1))]
+    return [created, *(events.updated(created.user, display_name=str(number)) for number in range(count - 1))]
+
+
+@pytest.fixture
+def telling(tmp_path: Path) -> Composer:
+    """Says something by mail at each change."""
+    text = (
+        '[[rules]]\nname = "told"\non = ["CREATED", "UPDATED"]\ntemplate = "welcome"\ncategory = "account"\n'
+        'channels = ["email"]\n'
+    )
+    return Composer(rules.load(write(tmp_path / "rules.toml", text)), Templates(), (), SENDER)
+
+
+async def test_what_is_pending_for_a_deleted_user_is_cancelled(
+    pool: Pool, connection: Connection, composer: Composer, events: Events
+) -> None:
+    ada, bob, eve = events.created("ada"), events.created("bob"), events.created("eve")
+    await store(connection, composer, ada, bob)
+    picked, _ = await leases.pick(connection, EMAIL, 1, None, seconds=30.0, max_tries=3, busy=[])
+    (leased,) = await leases.begin(connection, [(one, "smtp0") for one in picked], max_age=60.0)
+    await store(connection, composer, eve, events.deleted(ada.user), events.deleted(bob.user), events.deleted(eve.user))
+    # What is on its way goes on; what the deletion itself says goes out.
+    assert leased.target == "ada@example.com"
+    assert await states(connection) == ["PENDING", "CANCELLED", "CANCELLED", "PENDING", "PENDING", "PENDING"]
+    assert [one.end_reason for one in (await listed(connection))[1:3]] == ["USER_DELETED"] * 2
+    await connection.execute("UPDATE deliveries SET lease_until = now()")
+    other = Other()
+    async with running(pool, smtp(other)):
+        await eventually(lambda: _all(connection, "DELIVERED", "CANCELLED"))
+    assert len(other.sent) == 4
 
 
 async def test_nobody_overtakes_on_the_way_to_one_address(
-    pool: Pool, connection: Connection, composer: Composer, events: Events
+    pool: Pool, connection: Connection, telling: Composer, events: Events
 ) -> None:
-    await store(connection, composer, *renames(events, "ada", 12), *renames(events, "bob", 12))
+    await store(connection, telling, *renames(events, "ada", 12), *renames(events, "bob", 12))
     other = Other()
     other.delay = 0.003
     other.planned["ada@example.com"] = [LATER, OK, LATER, LATER]
@@ -129,9 +164,9 @@ async def _all(connection: Connection, *wanted: str) -> bool:
 
 
 async def test_a_parked_one_holds_back_the_later_ones_until_it_is_dealt_with(
-    pool: Pool, connection: Connection, composer: Composer, events: Events
+    pool: Pool, connection: Connection, telling: Composer, events: Events
 ) -> None:
-    await store(connection, composer, *renames(events, "ada", 3), events.created("bob"))
+    await store(connection, telling, *renames(events, "ada", 3), events.created("bob"))
     other = Other()
     other.planned["ada@example.com"] = [NO]
     async with running(pool, smtp(other)) as dispatcher:
@@ -157,9 +192,9 @@ async def _waits_for(connection: Connection, number: int, identity: str) -> bool
 
 
 async def test_a_policy_may_let_them_pass(
-    pool: Pool, connection: Connection, composer: Composer, events: Events
+    pool: Pool, connection: Connection, telling: Composer, events: Events
 ) -> None:
-    await store(connection, composer, *renames(events, "ada", 3))
+    await store(connection, telling, *renames(events, "ada", 3))
     other = Other()
     other.planned["ada@example.com"] = [NO]
     async with running(pool, smtp(other), policy=replace(FAST, parked_holds=False)):
@@ -167,9 +202,9 @@ async def test_a_policy_may_let_them_pass(
 
 
 async def test_what_was_put_behind_at_the_wrong_moment_is_let_go(
-    connection: Connection, composer: Composer, events: Events
+    connection: Connection, telling: Composer, events: Events
 ) -> None:
-    await store(connection, composer, *renames(events, "ada", 2))
+    await store(connection, telling, *renames(events, "ada", 2))
     first, second = await listed(connection)
     picked, behind = await leases.pick(connection, EMAIL, 8, None, seconds=30.0, max_tries=3, busy=[])
     assert ([str(one.id) for one in picked], behind) == ([first.id], 1)
@@ -300,6 +335,40 @@ async def test_what_has_no_target_any_more_is_cancelled_after_a_while(connection
     assert ("https://gone.example.com/", "CANCELLED", "TARGET_GONE") in ended
     assert ("https://kept.example.com/", "PENDING", "") in ended
     assert (await reads.inbox_state(connection)).cancelled == 2
+
+
+async def test_what_its_user_does_not_want_is_cancelled_and_what_must_wait_stands_aside(
+    pool: Pool, connection: Connection, composer: Composer, events: Events
+) -> None:
+    ada, bob, cyd = events.created("ada"), events.created("Bob"), events.created("cyd", time_zone="Asia/Tokyo")
+    for event, document in (
+        (ada, {"channels": {"email": False}}),
+        (cyd, {"quiet_hours": {"start": "00:00", "end": "00:00", "weekdays": [datetime.now(TOKYO).isoweekday()]}}),
+    ):
+        await connection.execute(
+            "INSERT INTO preferences (user_id, document, version, update_time) VALUES (%s, %s, 1, now())",
+            (event.user.id, json.dumps(document)),
+        )
+    await connection.execute(
+        "INSERT INTO suppressions (channel, target, reason, create_time)"
+        " VALUES ('email', 'bob@example.com', 'BOUNCED', now())"
+    )
+    moved = events.updated(cyd.user, email="cyd@example.org")
+    await store(connection, composer, ada, bob, cyd, moved)
+    other = Other()
+    async with running(pool, smtp(other)):
+        await eventually(lambda: _are(connection, "CANCELLED", "CANCELLED", "PENDING", "DELIVERED", "DELIVERED"))
+    switched, suppressed, quiet, *security = await listed(connection)
+    assert (switched.end_reason, [one.reason for one in switched.decisions]) == ("SWITCHED_OFF", ["SWITCHED_OFF"])
+    assert "BOUNCED" in suppressed.decisions[0].detail
+    assert suppressed.end_reason == "SUPPRESSED"
+    # The security notices go past what stands aside, in the middle of the night, too.
+    assert (
+        {one.target for one in security} == {"cyd@example.com", "cyd@example.org"} == {one.target for one in other.sent}
+    )
+    (decision,) = quiet.decisions
+    assert (decision.reason, "Asia/Tokyo" in decision.detail, len(quiet.attempts)) == ("QUIET_HOURS", True, 0)
+    assert quiet.next_attempt_time.ToDatetime(UTC) > datetime.now(UTC)
 
 
 # The parts that know only the time

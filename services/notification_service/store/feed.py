@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,12 +20,14 @@ from sqlalchemy import (
     insert,
     literal_column,
     not_,
+    null,
+    or_,
     select,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as insert_or_ignore
 
-from notification_service.domain import NOT_COMPOSED, Cursor, Notification, Result, State
+from notification_service.domain import NOT_COMPOSED, USER_DELETED, Cursor, Notification, Result, State
 from notification_service.store.parts import TIME, UUID, bind, number, rows
 from notification_service.tables import attempts, contents, deliveries, inbox, notifications
 from servicekit import arrays
@@ -63,6 +65,7 @@ _note = rows(
     n_trace_parent=Text(),
     n_trace_state=Text(),
     n_template_version=Text(),
+    n_time_zone=Text(),
     n_locale=Text(),
 )
 _insert_notifications = insert(notifications).from_select(
@@ -122,6 +125,27 @@ _WRITE_INBOX = sql(
 )
 
 
+_gone = rows(g_user_id=UUID, g_position=BigInteger())
+# What is on its way just now goes on: its outcome says more than a cancellation would.
+_CANCEL_FOR_DELETED = sql(
+    update(deliveries)
+    .where(
+        deliveries.c.user_id == _gone.c.g_user_id,
+        deliveries.c.state == number(State.PENDING),
+        or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= func.now()),
+        notifications.c.id == deliveries.c.notification_id,
+        notifications.c.event_position < _gone.c.g_position,
+    )
+    .values(
+        state=number(State.CANCELLED),
+        behind=null(),
+        next_attempt_time=null(),
+        end_time=func.now(),
+        end_reason=bind("reason", Text()),
+    )
+)
+
+
 async def try_subscribe(connection: Connection) -> bool:
     """Whether this session may be the one that subscribes; it stays so until the session ends."""
     cursor = await connection.execute("SELECT pg_try_advisory_lock(%(key)s)", {"key": _SUBSCRIBER_LOCK})
@@ -164,9 +188,16 @@ async def lock_cursor(connection: Connection, ids: Sequence[uuid.UUID]) -> tuple
 
 
 async def write_inbox(
-    connection: Connection, made: Sequence[Notification], before: Cursor, after: Cursor, position_time: datetime | None
+    connection: Connection,
+    made: Sequence[Notification],
+    before: Cursor,
+    after: Cursor,
+    position_time: datetime | None,
+    deleted: Mapping[uuid.UUID, int],
 ) -> None:
-    """Stores notifications and deliveries, moves the cursor, and commits."""
+    """Stores notifications and deliveries, cancels what is pending for users that were deleted and was made of events
+    before that position, moves the cursor, and commits.
+    """
     values: dict[str, Any] = {
         "log_id": after.log_id,
         "resume_token": after.resume_token,
@@ -179,6 +210,13 @@ async def write_inbox(
         values |= _notification_arrays(made, before.notification_position + 1)
         values |= _delivery_arrays(made, before.delivery_position + 1)
     await connection.execute(_WRITE_INBOX if made else _MOVE_CURSOR, values)
+    if deleted:
+        gone: dict[str, Any] = {
+            "g_user_id": arrays.uuids(list(deleted)),
+            "g_position": arrays.bigints(list(deleted.values())),
+            "reason": USER_DELETED,
+        }
+        await connection.execute(_CANCEL_FOR_DELETED, gone)
     await connection.execute("COMMIT")
 
 
@@ -198,6 +236,7 @@ def _notification_arrays(made: Sequence[Notification], first: int) -> dict[str, 
         "n_trace_parent": arrays.texts([one.trace_parent for one in made]),
         "n_trace_state": arrays.texts([one.trace_state for one in made]),
         "n_template_version": arrays.texts([one.template_version for one in made]),
+        "n_time_zone": arrays.texts([one.time_zone for one in made]),
         "n_locale": arrays.texts([one.locale for one in made]),
     }
 

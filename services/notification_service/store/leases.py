@@ -32,6 +32,7 @@ from sqlalchemy import (
     func,
     insert,
     lateral,
+    literal_column,
     not_,
     null,
     or_,
@@ -42,7 +43,7 @@ from sqlalchemy import (
 
 from notification_service.domain import Ended, Leased, State
 from notification_service.store.parts import MILLISECOND, SECOND, UUID, bind, number, rows
-from notification_service.tables import attempts, contents, deliveries
+from notification_service.tables import attempts, contents, deliveries, notifications, preferences, suppressions
 from servicekit import arrays
 from servicekit.database import Connection, sql
 
@@ -62,6 +63,12 @@ class Picked:
     tries: int
     target: str
     failed_provider: str
+    user_id: uuid.UUID
+    category: str
+    time_zone: str
+    # preferences.document, None for a user without one; why the target is suppressed, empty if it is not.
+    document: Mapping[str, Any] | None
+    suppressed: str
 
 
 def _due(most: Any) -> Select[Any]:
@@ -123,11 +130,33 @@ def _pick(due: Any) -> str:
             deliveries.c.failed_provider,
             deliveries.c.position,
             deliveries.c.behind,
+            deliveries.c.notification_id,
+            deliveries.c.user_id,
+            deliveries.c.channel,
         )
         .cte("picked")
     )
-    columns = (picked.c.id, picked.c.tries, picked.c.target, picked.c.failed_provider, picked.c.behind)
-    return sql(select(*columns).order_by(picked.c.position))
+    return sql(
+        select(
+            picked.c.id,
+            picked.c.tries,
+            picked.c.target,
+            picked.c.failed_provider,
+            picked.c.user_id,
+            notifications.c.category,
+            notifications.c.time_zone,
+            preferences.c.document,
+            func.coalesce(suppressions.c.reason, literal_column("''")),
+            picked.c.behind,
+        )
+        .join(notifications, notifications.c.id == picked.c.notification_id)
+        .outerjoin(preferences, preferences.c.user_id == picked.c.user_id)
+        .outerjoin(
+            suppressions,
+            and_(suppressions.c.channel == picked.c.channel, suppressions.c.target == func.lower(picked.c.target)),
+        )
+        .order_by(picked.c.position)
+    )
 
 
 _PICK = _pick(_due(bind("most", Integer())).cte("due"))

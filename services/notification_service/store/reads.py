@@ -32,11 +32,20 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from notification_service.domain import IN_APP, State
-from notification_service.tables import attempts, deliveries, delivery_operations, inbox, notifications
+from notification_service.gate import Reason
+from notification_service.tables import (
+    attempts,
+    deliveries,
+    delivery_decisions,
+    delivery_operations,
+    inbox,
+    notifications,
+)
 from servicekit.database import Connection, sql
 from tidings.notifications.v1 import notifications_pb2
 
-_note, _delivery, _attempt, _operation = notifications.c, deliveries.c, attempts.c, delivery_operations.c
+_note, _delivery, _attempt = notifications.c, deliveries.c, attempts.c
+_operation, _decision = delivery_operations.c, delivery_decisions.c
 
 NOTIFICATION_COLUMNS = (
     _note.id,
@@ -100,6 +109,17 @@ _OPERATIONS = (
     .scalar_subquery()
 )
 
+# What was decided about it when it was due, oldest first, likewise.
+_DECISIONS = (
+    select(
+        func.jsonb_agg(
+            aggregate_order_by(func.jsonb_build_array(_decision.kind, _decision.detail, _decision.time), _decision.id)
+        )
+    )
+    .where(_decision.delivery_id == _delivery.id)
+    .scalar_subquery()
+)
+
 _BEFORE = bindparam("before", type_=BigInteger)
 _LIMIT = bindparam("most", type_=Integer)
 
@@ -117,7 +137,9 @@ def _list_notifications(names: frozenset[str]) -> str:
 
 @cache
 def _list_deliveries(names: frozenset[str], state: int | None) -> str:
-    statement = select(*_DELIVERY_COLUMNS, _OPERATIONS.label("operations")).where(_delivery.position < _BEFORE)
+    statement = select(*_DELIVERY_COLUMNS, _OPERATIONS.label("operations"), _DECISIONS.label("decisions")).where(
+        _delivery.position < _BEFORE
+    )
     if state is not None:
         # Written out: a parameter could not be told to be within what a partial index has.
         statement = statement.where(_delivery.state == literal_column(str(state), SmallInteger))
@@ -236,6 +258,13 @@ def _operation_of(done: list[Any]) -> notifications_pb2.Delivery.Operation:
     )
 
 
+def _decision_of(made: list[Any]) -> notifications_pb2.Delivery.Decision:
+    kind, detail, time = made
+    return notifications_pb2.Delivery.Decision(
+        reason=Reason(kind).name, detail=detail, time=_stamp(datetime.fromisoformat(time))
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """A delivery and its place in the list."""
@@ -259,10 +288,10 @@ async def list_deliveries(connection: Connection, filters: Mapping[str, Any], be
     statement = _list_deliveries(frozenset(bound), filters.get("state"))
     cursor = await connection.execute(statement, {**bound, "before": before, "most": most}, binary=True)
     listed = []
-    width = len(_DELIVERY_COLUMNS) + 1
+    width = len(_DELIVERY_COLUMNS) + 2
     for columns, rows in itertools.groupby(await cursor.fetchall(), lambda row: row[:width]):
         position, identity, notification_id, user_id, event_id, channel, target, state, key, *rest = columns
-        create_time, next_attempt_time, end_time, trace_parent, end_reason, behind, operations = rest
+        create_time, next_attempt_time, end_time, trace_parent, end_reason, behind, operations, decisions = rest
         delivery = notifications_pb2.Delivery(
             id=str(identity),
             notification_id=str(notification_id),
@@ -280,6 +309,7 @@ async def list_deliveries(connection: Connection, filters: Mapping[str, Any], be
             operations=[_operation_of(done) for done in operations or ()],
             end_reason=end_reason,
             waits_for=str(behind) if behind else "",
+            decisions=[_decision_of(made) for made in decisions or ()],
         )
         listed.append(Listed(position, delivery))
     return listed

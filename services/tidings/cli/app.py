@@ -19,7 +19,9 @@ from tidings.cli import (
     mail,
     new_token,
     notifications,
+    preferences,
     smoke_test,
+    suppressions,
     templates,
     users,
     users_import,
@@ -77,6 +79,8 @@ app.add_typer(notifications.app, name="notifications")
 app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(templates.app, name="templates")
+app.add_typer(preferences.app, name="preferences")
+app.add_typer(suppressions.app, name="suppressions")
 app.add_typer(mail.app, name="mail")
 app.add_typer(new_token.app, name="token")
 doctor.register(app)

@@ -90,9 +90,17 @@ def _row(delivery: notifications_pb2.Delivery) -> list[str]:
         delivery.target,
         str(len(delivery.attempts)),
         _attempt(delivery.attempts[-1]) if delivery.attempts else "",
-        f"waits for {delivery.waits_for}" if delivery.waits_for else delivery.end_reason,
+        _why(delivery),
         delivery.id,
     ]
+
+
+def _why(delivery: notifications_pb2.Delivery) -> str:
+    if delivery.waits_for:
+        return f"waits for {delivery.waits_for}"
+    if delivery.state == _Delivery.PENDING and delivery.decisions and not delivery.attempts:
+        return delivery.decisions[-1].detail
+    return delivery.end_reason
 
 
 def _attempt(attempt: notifications_pb2.Delivery.Attempt) -> str:

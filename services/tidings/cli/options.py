@@ -12,7 +12,7 @@ import typer
 
 from tidings.cli.access import open_channel
 from tidings.cli.exits import CommandError, ExitCode
-from tidings.client import ApiError, Notifications, Users
+from tidings.client import ApiError, Notifications, Preferences, Users
 
 USERS_ADDRESS = "127.0.0.1:50051"
 NOTIFICATIONS_ADDRESS = "127.0.0.1:50052"
@@ -81,3 +81,10 @@ async def notifications_at(address: str) -> AsyncIterator[Notifications]:
     """The notification service."""
     async with channel_to("notification service", address) as channel:
         yield Notifications(channel)
+
+
+@asynccontextmanager
+async def preferences_at(address: str) -> AsyncIterator[Preferences]:
+    """The notification service's preferences and suppressed addresses."""
+    async with channel_to("notification service", address) as channel:
+        yield Preferences(channel)

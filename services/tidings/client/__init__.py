@@ -37,6 +37,7 @@ from tidings.client.feed import Batch, UserFeed
 from tidings.client.imports import ImportFailure, ImportProgress
 from tidings.client.in_app import InApp
 from tidings.client.notifications import NotificationBatch, NotificationFeed, Notifications
+from tidings.client.preferences import Preferences
 from tidings.client.replica import Replica, leaves
 from tidings.client.shards import shard_of
 from tidings.client.templates import Templates
@@ -64,6 +65,7 @@ __all__ = [
     "NotificationFeed",
     "Notifications",
     "PositionExpiredError",
+    "Preferences",
     "ProtocolError",
     "Replica",
     "Templates",

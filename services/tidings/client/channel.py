@@ -32,6 +32,7 @@ _RETRIED = {
     ),
     "tidings.notifications.v1.NotificationService": ("ListNotifications", "ListDeliveries", "GetInbox"),
     "tidings.notifications.v1.EndpointService": ("CreateEndpoint", "GetEndpoint", "ListEndpoints"),
+    "tidings.notifications.v1.PreferenceService": ("GetPreferences", "ListCategories", "ListSuppressions"),
 }
 
 _SERVICE_CONFIG = {

@@ -245,6 +245,31 @@ class Delivery(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class Decision(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        REASON_FIELD_NUMBER: _builtins.int
+        DETAIL_FIELD_NUMBER: _builtins.int
+        TIME_FIELD_NUMBER: _builtins.int
+        reason: _builtins.str
+        """SUPPRESSED and SWITCHED_OFF cancel, QUIET_HOURS defers."""
+        detail: _builtins.str
+        @_builtins.property
+        def time(self) -> _timestamp_pb2.Timestamp: ...
+        def __init__(
+            self,
+            *,
+            reason: _builtins.str = ...,
+            detail: _builtins.str = ...,
+            time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "reason", b"reason", "time", b"time"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Operation(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -304,6 +329,7 @@ class Delivery(_message.Message):
     OPERATIONS_FIELD_NUMBER: _builtins.int
     END_REASON_FIELD_NUMBER: _builtins.int
     WAITS_FOR_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     notification_id: _builtins.str
     user_id: _builtins.str
@@ -320,7 +346,7 @@ class Delivery(_message.Message):
     trace_parent: _builtins.str
     end_reason: _builtins.str
     """Why it is PARKED, DISCARDED or CANCELLED: a stable word in capitals, such as TRIES_EXHAUSTED, REFUSED, EXPIRED,
-    NOT_COMPOSED, DISCARDED_BY_HAND, TARGET_GONE.
+    NOT_COMPOSED, DISCARDED_BY_HAND, TARGET_GONE, SUPPRESSED, SWITCHED_OFF, USER_DELETED.
     """
     waits_for: _builtins.str
     """The earlier delivery that it waits for, if it does: a delivery never overtakes an earlier one to the same user over
@@ -339,6 +365,10 @@ class Delivery(_message.Message):
     @_builtins.property
     def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery.Operation]:
         """What was done to it by hand, oldest first."""
+
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery.Decision]:
+        """What its user's preferences, or a suppressed address, made of it when it was due, oldest first."""
 
     def __init__(
         self,
@@ -359,10 +389,11 @@ class Delivery(_message.Message):
         operations: _abc.Iterable[Global___Delivery.Operation] | None = ...,
         end_reason: _builtins.str = ...,
         waits_for: _builtins.str = ...,
+        decisions: _abc.Iterable[Global___Delivery.Decision] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "channel", b"channel", "create_time", b"create_time", "end_reason", b"end_reason", "end_time", b"end_time", "event_id", b"event_id", "id", b"id", "idempotency_key", b"idempotency_key", "next_attempt_time", b"next_attempt_time", "notification_id", b"notification_id", "operations", b"operations", "state", b"state", "target", b"target", "trace_parent", b"trace_parent", "user_id", b"user_id", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "channel", b"channel", "create_time", b"create_time", "decisions", b"decisions", "end_reason", b"end_reason", "end_time", b"end_time", "event_id", b"event_id", "id", b"id", "idempotency_key", b"idempotency_key", "next_attempt_time", b"next_attempt_time", "notification_id", b"notification_id", "operations", b"operations", "state", b"state", "target", b"target", "trace_parent", b"trace_parent", "user_id", b"user_id", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,6 +88,8 @@ async def test_the_way_of_a_change(
         changed = users_pb2.UpdateUserRequest(user=users_pb2.User(id=ada.id, email="countess@example.com"))
         changed.update_mask.paths.append("email")
         await stub.UpdateUser(changed, metadata=traced)
+        # What was still pending would be cancelled.
+        await until(lambda: all_delivered(process, 5))
         await stub.DeleteUser(users_pb2.DeleteUserRequest(id=ada.id), metadata=traced)
     await until(lambda: all_delivered(process, 7))
 

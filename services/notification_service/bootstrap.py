@@ -22,6 +22,7 @@ from notification_service.categories import Categories
 from notification_service.compose import Composer
 from notification_service.dispatcher import Dispatcher
 from notification_service.domain import EMAIL, WEBHOOK
+from notification_service.follower import STORING_SESSION, Source
 from notification_service.inbox import Inbox
 from notification_service.lanes import Sending
 from notification_service.registry import Endpoints
@@ -42,6 +43,7 @@ from servicekit.rpc import Door
 from servicekit.settings import variable
 from servicekit.tasks import Background
 from tidings.client import Batch, CursorStore, UserFeed, connect
+from tidings.client.feed import Start
 from tidings.notifications.v1 import (
     endpoints_pb2,
     endpoints_pb2_grpc,
@@ -68,6 +70,8 @@ _SERVICES = tuple(
     )
 )
 
+# Shards take turns: the inbox's row is locked by one transaction at a time.
+_INBOX_CONNECTIONS = 4
 # One lease per lane, the recorder, and one to spare.
 _DISPATCH_CONNECTIONS = 4
 _GET_FEED_TIMEOUT = 5.0
@@ -95,6 +99,7 @@ async def serve(settings: NotificationServiceSettings, composer: Composer) -> in
     users = _users(settings)
     sending = lanes.read(settings)
     url = settings.database_url.get_secret_value()
+    storing = database.pool(url, f"{NAME}-inbox", size=_INBOX_CONNECTIONS, **STORING_SESSION)
     queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, **_QUERY_SESSION)
     dispatch = database.pool(url, f"{NAME}-dispatch", size=_DISPATCH_CONNECTIONS, statement_timeout="10s")
     default_sender = settings.mail_from == NotificationServiceSettings.model_fields["mail_from"].default
@@ -106,8 +111,8 @@ async def serve(settings: NotificationServiceSettings, composer: Composer) -> in
         if not await door.unless_stopped(schema.wait(url, NAME, SCHEMA_REVISION, tell=health.wait_for)):
             return 0
         with telemetry.tracing(NAME), process.measuring(NAME, settings.metrics_address, metrics.INSTRUMENTS):
-            async with queries, dispatch, users:
-                return await _serve(settings, door, composer, sending, decidable, url, queries, dispatch, users)
+            async with storing, queries, dispatch, users:
+                return await _serve(settings, door, composer, sending, decidable, storing, queries, dispatch, users)
 
 
 async def reset_cursor(settings: NotificationServiceSettings, to: reset.Start, confirm: Callable[[str], bool]) -> int:
@@ -148,7 +153,7 @@ async def _serve(
     composer: Composer,
     sending: Sending,
     decidable: Categories,
-    url: str,
+    storing: Pool,
     queries: Pool,
     dispatch: Pool,
     users: grpc.aio.Channel,
@@ -179,10 +184,13 @@ async def _serve(
         dispatcher.wake()
         tail.hint()
 
-    def open_feed(cursor: CursorStore) -> AsyncGenerator[Batch, None]:
+    def open_feed(cursor: CursorStore, shard: tuple[int, int], start: Start) -> AsyncGenerator[Batch, None]:
         feed = UserFeed(
             users,
             cursor=cursor,
+            start=start,
+            # A whole feed leaves no position out, which the client then looks at.
+            shard=shard if shard[1] > 1 else None,
             include_previous=True,
             bookmark_interval=settings.feed_bookmark_interval,
             progress=True,
@@ -195,10 +203,12 @@ async def _serve(
         return uuid.UUID(feed.log_id)
 
     subscriber = Subscriber(
-        url,
+        settings.database_url.get_secret_value(),
+        storing,
         Inbox(replace(composer, endpoints=known), stored),
-        open_feed=open_feed,
-        log_id=log_id,
+        Source(open_feed, log_id),
+        shards=settings.shards,
+        lease=settings.shard_lease,
         patience=settings.standby_patience,
     )
     rpc.add_tools(door, *_SERVICES)
@@ -257,7 +267,7 @@ async def _serve(
     ):
         background.start(loop, name, every=every)
     if process.seen():
-        process.read_pools(queries, dispatch)
+        process.read_pools(queries, dispatch, storing)
         metrics.TEMPLATES_REFUSED.read_one(lambda: len(composer.templates.refused.splitlines()))
         background.start(_measure(queries), "metrics")
     return await rpc.serve(door, background, not_ready=not_ready, drain=drain, grace=settings.grace)

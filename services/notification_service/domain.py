@@ -106,6 +106,20 @@ class Cursor:
     position: int
     notification_position: int
     delivery_position: int
+    # Events that an earlier division of the feed has passed: by the shards that it had, up to which position.
+    floors: tuple[tuple[int, ...], ...] = ()
+    # Without a token: no event before this time is beyond the position.
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A shard of the user feed, which `owner` alone may store as long as the epoch lasts."""
+
+    owner: uuid.UUID
+    shard: int
+    of: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """The inbox: what a batch of events becomes is stored together with the cursor that has passed it, in one transaction.
 
-The cursor's row is locked first and compared with where the batch begins; whoever finds it elsewhere stores nothing,
-for another replica was there. So every event has exactly one effect, whoever processes it and however often. Dense
-positions are taken under the same lock, hence in the order of commits.
+The row of the shard that the events are of is locked first. Who does not own it any more, or finds its cursor elsewhere
+than where the batch begins, stores nothing: another replica was there. So every event has exactly one effect, whoever
+processes it and however often. Dense positions are taken under the lock of the one row that all shards share, hence in
+the order of commits; it is held for one statement and the commit.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import psycopg
 
 from notification_service import metrics, tracing
 from notification_service.compose import Composer
-from notification_service.domain import Cursor, Notification
+from notification_service.domain import Cursor, Hold, Notification
 from notification_service.store import feed
 from servicekit import telemetry
 from servicekit.database import Connection
-from tidings.client import Batch
+from tidings.client import Batch, shard_of
 from tidings.users.v1 import users_pb2
 
 # Rendering is waited for in a thread, for so many events at a time.
@@ -32,6 +33,10 @@ class CursorMovedError(Exception):
     """Another replica has stored events in the meantime."""
 
 
+class HoldLostError(Exception):
+    """The shard is another replica's by now, or the feed is divided anew."""
+
+
 class Inbox:
     """Stores batches over a connection that is the caller's."""
 
@@ -39,13 +44,16 @@ class Inbox:
         self._composer = composer
         self._stored = stored
 
-    async def store(self, connection: Connection, cursor: Cursor, batch: Batch) -> Cursor:
-        """Processes a batch that follows `cursor`; returns the cursor after it. Raises CursorMovedError."""
-        with metrics.processing(cursor.position, batch), tracing.processing(batch.events) as spans:
-            composed = await self._compose(batch.events, spans)
+    async def store(self, connection: Connection, cursor: Cursor, batch: Batch, hold: Hold | None = None) -> Cursor:
+        """Processes a batch that follows `cursor`, of the shard that is held; without a hold, of the whole feed, as
+        long as it is not divided. Returns the cursor after it. Raises CursorMovedError or HoldLostError.
+        """
+        events = [event for event in batch.events if _is_news(event, cursor.floors)]
+        with metrics.processing(hold, cursor.position, batch), tracing.processing(events) as spans:
+            composed = await self._compose(events, spans)
             try:
-                with tracing.storing(spans, len(batch.events)):
-                    after = await self._write(connection, cursor, batch, composed)
+                with tracing.storing(spans, len(events)):
+                    after = await self._write(connection, cursor, batch, composed, hold)
             except BaseException:
                 await _roll_back(connection)
                 raise
@@ -66,25 +74,43 @@ class Inbox:
         return [notification for event in events for notification in self._composer.compose(event)]
 
     async def _write(
-        self, connection: Connection, cursor: Cursor, batch: Batch, composed: Sequence[Notification]
+        self,
+        connection: Connection,
+        cursor: Cursor,
+        batch: Batch,
+        composed: Sequence[Notification],
+        hold: Hold | None,
     ) -> Cursor:
-        locked, known = await feed.lock_cursor(connection, [one.id for one in composed])
-        if (locked.position, locked.resume_token) != (cursor.position, cursor.resume_token):
-            raise CursorMovedError(f"the cursor is at {locked.position}, not at {cursor.position}")
+        locked, known = await feed.lock_cursor(connection, [one.id for one in composed], hold)
+        if locked is None:
+            raise HoldLostError("the shard is not this replica's any more")
+        at = locked.cursor
+        if (at.position, at.resume_token) != (cursor.position, cursor.resume_token):
+            raise CursorMovedError(f"the cursor is at {at.position}, not at {cursor.position}")
         # Known are those of events that came before under another position: of a log that was restored.
         new = _distinct(composed, known)
         after = replace(
             cursor,
             resume_token=batch.resume_token,
             position=batch.position,
-            notification_position=locked.notification_position + len(new),
-            delivery_position=locked.delivery_position + sum(len(one.deliveries) for one in new),
+            floors=tuple(floor for floor in cursor.floors if max(floor) > batch.position),
+            since=None,
         )
         time = batch.events[-1].commit_time.ToDatetime(tzinfo=UTC) if batch.events else None
         gone = (one for one in batch.events if one.type == users_pb2.UserEvent.DELETED)
         deleted = {uuid.UUID(one.user.id): one.position for one in gone}
-        await feed.write_inbox(connection, new, locked, after, time, deleted)
-        return after
+        head = max(batch.head_position, batch.position)
+        stored = await feed.write_inbox(
+            connection, locked, new, after, position_time=time, head_position=head, deleted=deleted
+        )
+        if stored is None:
+            raise CursorMovedError(f"the inbox is not at {locked.inbox_position} any more")
+        return stored
+
+
+def _is_news(event: users_pb2.UserEvent, floors: Sequence[Sequence[int]]) -> bool:
+    """Whether no earlier division of the feed has passed an event."""
+    return all(event.position > floor[shard_of(event.user.id, len(floor))] for floor in floors)
 
 
 def _distinct(composed: Sequence[Notification], known: set[uuid.UUID]) -> list[Notification]:

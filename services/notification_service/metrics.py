@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from notification_service.domain import EMAIL, WEBHOOK, Result
+from notification_service.domain import EMAIL, WEBHOOK, Hold, Result
 from servicekit.instruments import LONG_SECONDS, Counter, Gauge, Histogram, Instrument
 from tidings.client import Batch
 from tidings.users.v1 import users_pb2
@@ -15,6 +15,7 @@ from tidings.users.v1 import users_pb2
 # Those that something leaves by.
 CHANNELS = (EMAIL, WEBHOOK)
 _CHANNEL = "tidings.channel"
+_SHARD = "tidings.shard"
 _TIMED = 7  # the version of UUIDs that begin with a time
 
 CONSUMED = Counter(
@@ -33,18 +34,22 @@ COMMIT_TO_PROCESSED = Histogram(
 POSITION = Gauge(
     "tidings.inbox.position",
     "{position}",
-    "The newest position that is processed. A replica that stands by knows it as of 10 s ago at most.",
+    "The newest position up to which all is processed. Who does not follow the whole feed knows it as of 10 s ago at "
+    "most.",
 )
 LAG_EVENTS = Gauge(
     "tidings.inbox.lag.events",
     "{event}",
-    "Events between the feed's head, as it was last told, and what is processed. Of the replica that follows the feed.",
+    "Positions between the feed's head, as it was last told, and what is processed. Of the replica that follows the "
+    "shard.",
+    _SHARD,
 )
 LAG_TIME = Gauge(
     "tidings.inbox.lag.time",
     "s",
     "The age of the first event that was received and is not processed; while none is received but the head is ahead, "
-    "the age of the last that is processed; else 0. Of the replica that follows the feed.",
+    "the age of the last that is processed; else 0. Of the replica that follows the shard.",
+    _SHARD,
 )
 ATTEMPTS = Counter(
     "tidings.delivery.attempts",
@@ -111,42 +116,68 @@ _commit_to_processed = COMMIT_TO_PROCESSED.of()
 
 
 class _Place:
-    """How far this process knows the inbox to be. The head and the times are None while it does not follow the feed;
-    times are in seconds since 1970.
-    """
+    """How far a shard is that this process follows. Times are in seconds since 1970."""
 
-    def __init__(self) -> None:
-        self.position: int | None = None
-        self.head: int | None = None
+    def __init__(self, position: int) -> None:
+        self.position = position
+        self.head = position
         # The commit time of the first event in hand, and of the last that is processed.
         self.in_hand: float | None = None
         self.last: float | None = None
 
-    def lag_events(self) -> int | None:
+    def lag_events(self) -> int:
         """See LAG_EVENTS."""
-        head, position = self.head, self.position
-        return None if head is None or position is None else max(head - position, 0)
+        return max(self.head - self.position, 0)
 
     def lag_time(self) -> float | None:
         """See LAG_TIME."""
-        behind, since = self.lag_events(), self.in_hand or self.last
-        if behind == 0:
+        if self.lag_events() == 0:
             return 0.0
-        return None if behind is None or since is None else max(time.time() - since, 0.0)
+        since = self.in_hand or self.last
+        return None if since is None else max(time.time() - since, 0.0)
 
 
-_place = _Place()
-POSITION.read_one(lambda: _place.position)
-LAG_EVENTS.read_one(_place.lag_events)
-LAG_TIME.read_one(_place.lag_time)
+class _Inbox:
+    """What this process knows of the inbox."""
+
+    def __init__(self) -> None:
+        # By shard.
+        self.places: dict[int, _Place] = {}
+        # As the database was last asked, and whether the one shard that is followed here is the whole feed.
+        self.position: int | None = None
+        self.is_whole = True
+
+    def lowest(self) -> int | None:
+        """See POSITION."""
+        places = list(self.places.values())
+        return places[0].position if places and self.is_whole else self.position
+
+    def lags(self) -> list[tuple[tuple[str], float]]:
+        """See LAG_EVENTS."""
+        return [((str(shard),), one.lag_events()) for shard, one in list(self.places.items())]
+
+    def late(self) -> list[tuple[tuple[str], float]]:
+        """See LAG_TIME."""
+        found = [(shard, one.lag_time()) for shard, one in list(self.places.items())]
+        return [((str(shard),), lag) for shard, lag in found if lag is not None]
+
+
+_inbox = _Inbox()
+POSITION.read_one(_inbox.lowest)
+LAG_EVENTS.read = _inbox.lags
+LAG_TIME.read = _inbox.late
 
 
 @contextmanager
-def processing(position: int, batch: Batch) -> Iterator[None]:
-    """Measures a batch that follows a position. One that fails stays in hand: its events are still to be processed."""
+def processing(hold: Hold | None, position: int, batch: Batch) -> Iterator[None]:
+    """Measures a batch that follows a position, of a shard or of the whole feed. One that fails stays in hand: its
+    events are still to be processed.
+    """
     times = [_committed(event) for event in batch.events]
-    _place.position, _place.head = position, max(batch.head_position, batch.position)
-    _place.in_hand = times[0] if times else None
+    _inbox.is_whole = hold is None or hold.of == 1
+    place = _inbox.places.setdefault(hold.shard if hold else 0, _Place(position))
+    place.position, place.head = position, max(batch.head_position, batch.position)
+    place.in_hand = times[0] if times else None
     began = time.perf_counter()
     yield
     now = time.time()
@@ -156,7 +187,7 @@ def processing(position: int, batch: Batch) -> Iterator[None]:
     for committed in times:
         # The clock of the feed's database may be a little ahead of ours.
         _commit_to_processed.record(max(now - committed, 0.0))
-    _place.position, _place.in_hand, _place.last = batch.position, None, times[-1] if times else _place.last
+    place.position, place.in_hand, place.last = batch.position, None, times[-1] if times else place.last
 
 
 def _committed(event: users_pb2.UserEvent) -> float:
@@ -164,9 +195,9 @@ def _committed(event: users_pb2.UserEvent) -> float:
     return stamp.seconds + stamp.nanos / 1e9
 
 
-def stands_by() -> None:
-    """This process does not follow the feed any more."""
-    _place.head = _place.in_hand = _place.last = None
+def leaves(shard: int) -> None:
+    """This process does not follow a shard any more."""
+    _inbox.places.pop(shard, None)
 
 
 def endpoint_gone() -> None:
@@ -208,5 +239,4 @@ class Deliveries:
             if channel in found:
                 found[channel] = (pending, parked, None if age is None else now - age)
         self._found = found
-        if _place.head is None:
-            _place.position = position
+        _inbox.position = position

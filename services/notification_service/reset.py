@@ -1,8 +1,9 @@
 """Sets the inbox's cursor to another place of the user feed: for an operator, when the feed refuses the one it has.
 
 The new place is asked of the feed, which gives a token for it. The cursor is moved under its lock and only if it is
-still where it was when the operator was asked; a service that runs sees it and goes on from there. Nothing is told
-twice: what is processed again makes the same ids, and those that are known are left out.
+still where it was when the operator was asked; a service that runs sees it and goes on from there. A feed that is
+followed in shards is then one again until the replicas, within seconds, divide it from there on. Nothing is told twice:
+what is processed again makes the same ids, and those that are known are left out.
 """
 
 from __future__ import annotations
@@ -52,22 +53,22 @@ async def reset(connection: Connection, users: grpc.aio.Channel, to: Start, conf
     """Moves the cursor if `confirm` agrees to what that means. Returns the new one. Raises ResetError, or what the
     database says.
     """
-    before = await feed.read_cursor(connection)
+    before = await feed.read_place(connection)
     try:
         async with asyncio.timeout(_TIMEOUT):
-            after = await _place(before, users, to)
+            after, time = await _place(before, users, to)
     except (ApiError, FeedError) as error:
         raise ResetError(f"the user service says: {error}") from error
     except TimeoutError:
         raise ResetError(f"the user service has not answered within {_TIMEOUT:g} s") from None
     if not confirm("\n".join(effects(before, after))):
         raise ResetError("nothing is changed: answer with y, or give --yes")
-    locked, _ = await feed.lock_cursor(connection, [])
+    locked = await feed.lock_place(connection)
     if _where(locked) != _where(before):
         await connection.execute("ROLLBACK")
         raise ResetError(f"nothing is changed: meanwhile the cursor was moved to {locked.position}")
     after = replace(locked, log_id=after.log_id, resume_token=after.resume_token, position=after.position)
-    await feed.write_inbox(connection, [], locked, after, None, {})
+    await feed.reset(connection, after, time)
     return after
 
 
@@ -75,14 +76,19 @@ def _where(cursor: Cursor) -> tuple[object, ...]:
     return cursor.log_id, cursor.position, cursor.resume_token
 
 
-async def _place(before: Cursor, users: grpc.aio.Channel, to: Start) -> Cursor:
-    """Where the feed begins then; its first message is a bookmark with a token."""
+async def _place(before: Cursor, users: grpc.aio.Channel, to: Start) -> tuple[Cursor, datetime | None]:
+    """Where the feed begins then, and a time at which it begins there or earlier; none if only the earliest is known.
+    Its first message is a bookmark with a token.
+    """
     log_id = uuid.UUID((await Users(users, timeout=_TIMEOUT).feed()).log_id)
     async with aclosing(aiter(UserFeed(users, start=to, progress=True))) as batches:
         first = await anext(batches)
     if first.events:
         raise ResetError("the user service does not speak the feed's protocol: the first message is no bookmark")
-    return replace(before, log_id=log_id, resume_token=first.resume_token, position=first.position)
+    after = replace(before, log_id=log_id, resume_token=first.resume_token, position=first.position)
+    if to == "earliest" or first.head_time is None:
+        return after, None
+    return after, first.head_time if to == "now" else min(to, first.head_time)
 
 
 def effects(before: Cursor, after: Cursor) -> list[str]:

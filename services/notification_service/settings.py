@@ -73,7 +73,16 @@ class NotificationServiceSettings(ServerSettings):
         10.0, ge=1, le=300, description="how often the cursor moves when nothing happens, seconds"
     )
     standby_patience: float = Field(
-        40.0, ge=5, description="a replica takes over from one that has stored nothing for so long, seconds"
+        40.0, ge=5, description="a replica of an earlier release that has stored nothing for so long is passed over"
+    )
+    shards: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="parts of the user feed, which replicas share; counts once all replicas say the same",
+    )
+    shard_lease: float = Field(
+        5.0, ge=1, le=60, description="the shards of a replica that is gone are taken over after, seconds"
     )
     query_connections: int = Field(8, ge=1, le=64, description="connections for reads at most")
     max_streams: int = Field(2000, ge=1, description="open streams at most; more are refused for the time being")

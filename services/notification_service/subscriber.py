@@ -1,198 +1,180 @@
-"""The subscriber: follows the user feed and hands each batch to the inbox.
+"""The subscriber: shares the user feed with the other replicas, and follows the shards that are this one's.
 
-Of several replicas one subscribes: the one whose session holds an advisory lock. The others stand by, and one takes
-over when the lock is free, or when nothing was stored for so long that its holder must be hung. The lock saves work
-only; that no event has two effects is the inbox's doing, which refuses whoever comes second, and that one reads the
-cursor again.
+A replica says that it lives, looks how the feed is shared, and acts, three times in a lease. A lease that is over costs
+a replica its shards as soon as another takes them, and each change of an owner begins another epoch. That is for speed
+only: that no event has two effects is the inbox's doing, which refuses whoever has not the newest epoch of a shard.
 
-The lock and the inbox's transactions share one connection: who loses it has lost both.
+Beside leases there is a session lock, which replicas share: of a release that knows no leases one replica follows the
+feed, and has that lock alone. As long as one does, these stand by, unless nothing was stored for so long that it must
+be hung.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from dataclasses import replace
 
-import grpc.aio
 import psycopg
 
-from notification_service import metrics
-from notification_service.domain import Cursor
-from notification_service.inbox import CursorMovedError, Inbox
+from notification_service.domain import Hold
+from notification_service.follower import LONGEST_PAUSE, Follower, Source
+from notification_service.inbox import Inbox
+from notification_service.shards import plan
 from notification_service.store import feed
+from notification_service.store import shards as leases
+from notification_service.store.shards import Division, Replica
 from servicekit import database, logs, tasks
-from servicekit.database import Connection
-from tidings.client import Batch, CursorStore, FeedError, FeedRefusedError, GapError
+from servicekit.database import Connection, Pool
 
 log = logs.get(__name__)
 
-_APPLICATION = "tidings-notifications-inbox"
+__all__ = ["LONGEST_PAUSE", "Subscriber"]
+
+_APPLICATION = "tidings-notifications-shards"
+_FIRST_PAUSE = 0.1
+_TURNS_PER_LEASE = 3.5
 _LOOK_FOR_LOCK = 1.0
-_FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-# A refused token or a gap is for an operator to look at; asking on costs little and finds out when it is mended. That
-# the cursor was reset is seen sooner.
-_REFUSED_PAUSE, _LOOK_FOR_RESET = 30.0, 1.0
-
-_RESET = "python -m notification_service reset-cursor --help says what can be done"
-_NOT_LET_IN = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-_LET_IN = "the user service must know this service's token and allow WatchUsers and GetFeed"
-# What an operator does about a refusal, by its reason.
-_ADVICE = {
-    "POSITION_EXPIRED": f"events were removed before they were processed here; {_RESET}",
-    "FOREIGN_TOKEN": f"this is another user service's feed: set the right address, or {_RESET}",
-    "DIVERGED_TOKEN": f"the users database was restored to an earlier state or failed over; {_RESET}",
-    "FUTURE_TOKEN": f"the users database was restored to an earlier state; {_RESET}",
-    "UNAUTHENTICATED": _LET_IN,
-    "MISSING_TOKEN": _LET_IN,
-    "UNKNOWN_TOKEN": _LET_IN,
-    "METHOD_NOT_ALLOWED": _LET_IN,
-}
-
-# A paused process must not hold the cursor: the server ends its transaction.
-_SESSION = {"idle_in_transaction_session_timeout": "5s", "statement_timeout": "30s"}
-
-
-class _Position(CursorStore):
-    """Where the feed goes on: always what the inbox has stored, which is why saving is nobody else's business."""
-
-    def __init__(self, cursor: Cursor) -> None:
-        self.cursor = cursor
-
-    async def load(self) -> str | None:
-        return self.cursor.resume_token
-
-    async def save(self, token: str) -> None:
-        pass
+# A batch that takes longer, seconds: given up with its shard, or a sign that the process is ill.
+_LONGEST_BATCH, _ILL_AFTER = 2.0, 60.0
+_SESSION = {"idle_in_transaction_session_timeout": "5s", "statement_timeout": "5s"}
 
 
 class Subscriber:
-    """`run` is a loop for the caller's supervisor."""
+    """`run` is a loop for the caller's supervisor. `shards` is into how many the feed is to be divided, `lease` and
+    `patience` are in seconds.
+    """
 
     def __init__(
-        self,
-        url: str,
-        inbox: Inbox,
-        *,
-        open_feed: Callable[[CursorStore], AsyncGenerator[Batch, None]],
-        log_id: Callable[[], Awaitable[uuid.UUID]],
-        patience: float,
+        self, url: str, pool: Pool, inbox: Inbox, source: Source, *, shards: int, lease: float, patience: float
     ) -> None:
         self._url = url
+        self._pool = pool
         self._inbox = inbox
-        self._open_feed = open_feed
-        self._log_id = log_id
+        self._source = source
+        self._lease = lease
         self._patience = patience
-        # Held while a batch is stored, and for good once the process drains.
-        self._storing = asyncio.Lock()
-        self._draining = False
-        self._connection: Connection | None = None
-        # Why the feed cannot be followed until an operator does something; empty if it can.
-        self.refused = ""
+        self._me = Replica(uuid.uuid4(), shards)
+        self._name = f"{socket.gethostname()}/{os.getpid()}"
+        self._followers: dict[Hold, Follower] = {}
+        # Held while the replica looks and acts, and for good once the process drains.
+        self._turning = asyncio.Lock()
+        self._disagreement: set[int] = set()
+
+    @property
+    def refused(self) -> str:
+        """Why the feed cannot be followed until an operator does something; empty if it can."""
+        return "; ".join(sorted({one.refused for one in self._followers.values() if one.refused}))
 
     async def run(self) -> None:
-        """Subscribes, and again after whatever went wrong."""
+        """Shares the feed, and again after whatever went wrong."""
         pause = _FIRST_PAUSE
-        while True:
-            tasks.beat()
-            began = asyncio.get_running_loop().time()
-            try:
-                async with await database.connect(self._url, _APPLICATION, **_SESSION) as connection:
-                    self._connection = connection
-                    await self._follow_or_wait(connection)
-            except CursorMovedError as error:
-                log.info("another replica processes events", reason=str(error))
-            except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
-                if not self._draining:
-                    log.warning("inbox: database not reachable", error=str(error).strip(), retry_seconds=pause)
-            except grpc.aio.AioRpcError as error:
-                known = f"{error.code().name}: {error.details()}"
-                if error.code() in _NOT_LET_IN:
-                    self.refused = f"the user service does not let this one in: {error.code().name}"
-                log.warning("the user service cannot be asked", error=known, retry_seconds=pause)
-            finally:
-                self._connection = None
-            if self._draining:
-                await asyncio.Event().wait()  # until the supervisor ends this loop
-            if asyncio.get_running_loop().time() - began > 2 * LONGEST_PAUSE:
-                pause = min(pause, _FIRST_PAUSE)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
-
-    async def _follow_or_wait(self, connection: Connection) -> None:
-        """Follows the feed; waits a while, or for another cursor, once it cannot be followed."""
         try:
-            await self._follow(connection)
-        except FeedError as error:
-            reason = error.error.reason if isinstance(error, FeedRefusedError) else type(error).__name__
-            self.refused = f"the user feed cannot be followed: {reason}"
-            advice = _ADVICE.get(reason, f"look at the user service's log; {_RESET}")
-            log.error("the user feed cannot be followed", error=f"{type(error).__name__}: {error}", do=advice)
-        stuck_at = await feed.read_cursor(connection)
-        until = asyncio.get_running_loop().time() + _REFUSED_PAUSE
-        while asyncio.get_running_loop().time() < until:
-            tasks.beat()
-            await asyncio.sleep(_LOOK_FOR_RESET)
-            if await self._was_moved(connection, stuck_at):
-                return
-
-    async def _was_moved(self, connection: Connection, cursor: Cursor) -> bool:
-        """Whether somebody else has moved the cursor: then what was refused here is over."""
-        now = await feed.read_cursor(connection)
-        if (now.log_id, now.resume_token) == (cursor.log_id, cursor.resume_token):
-            return False
-        self.refused = ""
-        return True
-
-    async def _follow(self, connection: Connection) -> None:
-        cursor = await feed.read_cursor(connection)
-        await self._stand_by(connection, cursor)
-        # Read again, for while this replica stood by another moved it.
-        cursor = await feed.read_cursor(connection)
-        if cursor.log_id is None:
-            cursor = replace(cursor, log_id=await self._log_id())
-        log.info("following the user feed", position=cursor.position)
-        position = _Position(cursor)
-        async with aclosing(self._open_feed(position)) as batches:
             while True:
-                # The feed finds out by itself that a connection is dead, and a user service may be away for long.
-                with tasks.resting():
-                    batch = await anext(batches)
-                async with self._storing:
-                    position.cursor = await self._store(connection, position.cursor, batch)
-                self.refused = ""
+                self._beat()
+                began = asyncio.get_running_loop().time()
+                try:
+                    async with await database.connect(self._url, _APPLICATION, **_SESSION) as connection:
+                        await self._share(connection)
+                except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
+                    log.warning("shards: database not reachable", error=str(error).strip(), retry_seconds=pause)
+                if asyncio.get_running_loop().time() - began > 2 * LONGEST_PAUSE:
+                    pause = _FIRST_PAUSE
+                self._forget_ended()
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+        finally:
+            await self._stop(list(self._followers), 0.0)
 
-    async def _store(self, connection: Connection, cursor: Cursor, batch: Batch) -> Cursor:
-        # The feed checks that batches follow each other; that the first follows the cursor only we can tell.
-        if cursor.resume_token is not None and batch.previous_position != cursor.position:
-            raise GapError("the previous position of a batch", cursor.position, batch.previous_position)
-        return await self._inbox.store(connection, cursor, batch)
-
-    async def _stand_by(self, connection: Connection, cursor: Cursor) -> None:
-        """Returns when this replica is the one to subscribe; `cursor` is where it stood before."""
-        said = False
-        while not await feed.try_subscribe(connection):
+    def _beat(self) -> None:
+        """A follower that hangs is a hung loop, too."""
+        if all(one.stores_for() < _ILL_AFTER for one in self._followers.values()):
             tasks.beat()
-            if self.refused:
-                await self._was_moved(connection, cursor)
-            metrics.stands_by()
+
+    async def _share(self, connection: Connection) -> None:
+        await self._stand_by(connection)
+        while True:
+            self._beat()
+            async with self._turning:
+                await self._turn(connection)
+            await asyncio.sleep(self._lease / _TURNS_PER_LEASE)
+
+    async def _stand_by(self, connection: Connection) -> None:
+        """Returns when no replica of an earlier release follows the feed."""
+        await feed.read_cursor(connection)
+        said = False
+        while not await leases.may_follow(connection):
+            self._beat()
             if await feed.silence(connection) > self._patience:
                 log.warning("taking over: the replica that subscribes has stored nothing for long")
                 return
+            await self._stop(list(self._followers), _LONGEST_BATCH)
             if not said:
-                log.info("standing by: another replica follows the user feed")
+                log.info("standing by: a replica of an earlier release follows the user feed")
                 said = True
             await asyncio.sleep(_LOOK_FOR_LOCK)
 
+    async def _turn(self, connection: Connection) -> None:
+        """Says that this replica lives, looks, and acts."""
+        self._forget_ended()
+        await leases.beat(connection, self._me, self._name, self._lease)
+        seen = await leases.look(connection)
+        self._say_disagreement(seen)
+        if all(one.id != self._me.id for one in seen.replicas):
+            return  # paused for so long that the lease is over again
+        todo = plan(seen, self._me.id)
+        if todo.divide:
+            await self._divide(connection, seen, todo.divide)
+            seen = await leases.look(connection)
+            todo = plan(seen, self._me.id)
+        mine = {Hold(self._me.id, one.shard, one.of, one.epoch) for one in todo.mine}
+        await self._stop([hold for hold in self._followers if hold not in mine], _LONGEST_BATCH)
+        if todo.give_up:
+            await leases.give_up(connection, self._me.id, [one.shard for one in todo.give_up])
+            log.info("shards are left to others", shards=[one.shard for one in todo.give_up])
+        if todo.take:
+            mine |= set(await leases.take(connection, self._me.id, todo.take))
+        for hold in sorted(mine - self._followers.keys(), key=lambda one: one.shard):
+            log.info("taking a shard", shard=hold.shard, of=hold.of, epoch=hold.epoch)
+            follower = self._followers[hold] = Follower(hold, self._pool, self._inbox, self._source)
+            follower.start()
+
+    async def _divide(self, connection: Connection, seen: Division, of: int) -> None:
+        try:
+            if await leases.divide(connection, seen, of):
+                log.info("the user feed is divided", shards=of, before=len(seen.shards))
+        except psycopg.errors.LockNotAvailable:
+            log.info("the user feed is divided later: somebody stores what was made of events", shards=of)
+
+    def _say_disagreement(self, seen: Division) -> None:
+        wanted = {one.shards for one in seen.replicas}
+        if len(wanted) > 1 and wanted != self._disagreement:
+            log.warning(
+                "replicas want different numbers of shards: it stays as it is until they agree",
+                wanted=sorted(wanted),
+                shards=len(seen.shards),
+            )
+        self._disagreement = wanted if len(wanted) > 1 else set()
+
+    def _forget_ended(self) -> None:
+        for hold in [hold for hold, one in self._followers.items() if one.has_ended()]:
+            del self._followers[hold]
+
+    async def _stop(self, holds: list[Hold], timeout: float) -> None:
+        followers = [self._followers.pop(hold) for hold in holds]
+        await asyncio.gather(*(one.stop(timeout) for one in followers))
+
     async def drain(self, timeout: float) -> None:
-        """Stores no further batch; lets another replica subscribe."""
-        self._draining = True
+        """Stores no further batch; leaves the shards to other replicas."""
         try:
             async with asyncio.timeout(timeout):
-                await self._storing.acquire()
+                await self._turning.acquire()
         except TimeoutError:
-            log.warning("a batch was given up at shutdown")
-        if self._connection is not None:
-            await self._connection.close()
+            log.warning("shards are not left to others at shutdown: their leases have to end")
+        await self._stop(list(self._followers), timeout)
+        try:
+            async with self._pool.connection() as connection:
+                await leases.leave(connection, self._me.id)
+        except psycopg.OperationalError as error:
+            log.warning("shards are not left to others at shutdown", error=str(error).strip())

@@ -61,6 +61,45 @@ inbox = Table(
     CheckConstraint("id = 1", name="single"),
 )
 
+# The parts of the user feed that are followed, each by one replica at a time. How far each is says its row while the
+# inbox's token is `divided`, else the inbox's row. Whoever stores what was made of a shard's events holds the lock of
+# its row, and takes that of the inbox after it.
+shards = Table(
+    "shards",
+    metadata,
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+    Column("of", Integer, nullable=False),
+    Column("log_id", UUID(as_uuid=True)),
+    # Null until something was stored since the feed was divided.
+    Column("resume_token", Text),
+    Column("position", BigInteger, nullable=False, server_default=text("0")),
+    Column("position_time", DateTime(timezone=True)),
+    # The feed's newest position, as last told.
+    Column("head_position", BigInteger, nullable=False, server_default=text("0")),
+    # Of each earlier division that is not passed yet: how far each of its shards was.
+    Column("floors", JSONB),
+    # Who may store: a replica, from when it took the shard until the next epoch.
+    Column("owner", UUID(as_uuid=True)),
+    Column("epoch", BigInteger, nullable=False, server_default=text("1")),
+    Column("update_time", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    CheckConstraint("shard BETWEEN 0 AND of - 1", name="shard"),
+    # Few rows, each updated with every batch: the new version finds room beside the old one.
+    postgresql_with={"fillfactor": 50},
+)
+
+# Who follows shards or would: a replica whose lease is over owns nothing.
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("name", Text, nullable=False),
+    # Into how many shards it wants the feed divided.
+    Column("shards", Integer, nullable=False),
+    Column("join_time", DateTime(timezone=True), nullable=False),
+    Column("lease_until", DateTime(timezone=True), nullable=False),
+    postgresql_with={"fillfactor": 50},
+)
+
 notifications = Table(
     "notifications",
     metadata,

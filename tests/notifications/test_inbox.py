@@ -19,15 +19,18 @@ from notification_service.channels.email import Mail
 from notification_service.compose import Composer
 from notification_service.domain import Cursor
 from notification_service.endpoints import Endpoint
+from notification_service.follower import Source
 from notification_service.inbox import Inbox
 from notification_service.store import feed as rows
 from notification_service.store import reads
+from notification_service.store import shards as leases
 from notification_service.subscriber import Subscriber
 from notification_service.templates import Templates
 from servicekit import database
-from servicekit.database import Connection
+from servicekit.database import Connection, Pool
 from tests.notifications.conftest import SENDER, TRACE_PARENT, Events, batch, eventually, write
 from tidings.client import ApiError, Batch, CursorStore, FeedError, PositionExpiredError
+from tidings.client.feed import Start
 from tidings.notifications.v1 import notifications_pb2
 
 LOG_ID = uuid.uuid4()
@@ -211,7 +214,8 @@ class Feed:
         self.grown = asyncio.Event()
         self.error: FeedError | None = None
 
-    def open(self, cursor: CursorStore) -> AsyncGenerator[Batch, None]:
+    def open(self, cursor: CursorStore, shard: tuple[int, int], start: Start) -> AsyncGenerator[Batch, None]:
+        assert shard == (0, 1)
         return self._read(cursor)
 
     async def _read(self, cursor: CursorStore) -> AsyncGenerator[Batch, None]:
@@ -242,71 +246,97 @@ async def _log_id() -> uuid.UUID:
     return LOG_ID
 
 
-def subscriber_of(url: str, composer: Composer, feed: Feed, patience: float = 60.0) -> Subscriber:
-    return Subscriber(url, inbox_of(composer), open_feed=feed.open, log_id=_log_id, patience=patience)
+def subscriber_of(url: str, pool: Pool, composer: Composer, feed: Feed, patience: float = 60.0) -> Subscriber:
+    source = Source(feed.open, _log_id)
+    return Subscriber(url, pool, inbox_of(composer), source, shards=1, lease=1.0, patience=patience)
 
 
 async def test_one_replica_subscribes_and_the_other_takes_over(
-    url: str, connection: Connection, composer: Composer, events: Events
+    url: str, pool: Pool, connection: Connection, composer: Composer, events: Events
 ) -> None:
     feed = Feed([events.created(f"user{number}") for number in range(12)])
-    subscribers = [subscriber_of(url, composer, feed) for _ in range(2)]
-    tasks = [asyncio.create_task(one.run()) for one in subscribers]
+    first, second = subscriber_of(url, pool, composer, feed), subscriber_of(url, pool, composer, feed)
+    tasks = [asyncio.create_task(first.run())]
 
     async def stored(wanted: int) -> bool:
         return (await rows.read_cursor(connection)).position == wanted
 
+    async def lives(wanted: int) -> bool:
+        return len((await leases.look(connection)).replicas) == wanted
+
     try:
         await eventually(lambda: stored(12))
-        assert feed.readers == 1
         assert (await rows.read_cursor(connection)).log_id == LOG_ID
-        leader = await _leader(connection)
-        await connection.execute("SELECT pg_terminate_backend(%s)", (leader,))
+        tasks.append(asyncio.create_task(second.run()))
+        await eventually(lambda: lives(2))
+        # The connection by which leases are renewed is good for no more than that.
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'tidings-notifications-shards'"
+        )
         feed.add(*(events.created(f"more{number}") for number in range(5)))
         await eventually(lambda: stored(17))
-        assert await counts(connection) == (17, 17)
-        await asyncio.gather(*(one.drain(1.0) for one in subscribers))
-        feed.add(events.created("late"))
-        await asyncio.sleep(0.1)
-        assert await stored(17)
-        assert not any(task.done() for task in tasks)
+        assert feed.readers == 1
+        # One that ends without a word ...
+        tasks[0].cancel()
+        await asyncio.gather(tasks[0], return_exceptions=True)
+        feed.add(events.created("next"))
+        await eventually(lambda: stored(18))
+        [[epoch]] = await (await connection.execute("SELECT epoch FROM shards")).fetchall()
+        # ... and one that leaves.
+        await second.drain(1.0)
+        assert feed.readers == 0
+        assert not tasks[1].done()
+        tasks.append(asyncio.create_task(subscriber_of(url, pool, composer, feed).run()))
+        feed.add(events.created("last"))
+        await eventually(lambda: stored(19))
+        assert await (await connection.execute("SELECT shard, of, epoch FROM shards")).fetchall() == [(0, 1, epoch + 1)]
+        assert await counts(connection) == (19, 19)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _leader(connection: Connection) -> int:
-    row = await (
-        await connection.execute("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted")
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-async def test_a_replica_takes_over_from_one_that_hangs(
-    url: str, connection: Connection, composer: Composer, events: Events
+@pytest.mark.parametrize("hung", [False, True])
+async def test_a_replica_of_an_earlier_release_keeps_the_feed_while_it_stores(
+    url: str, pool: Pool, connection: Connection, composer: Composer, events: Events, hung: bool
 ) -> None:
     feed = Feed([events.created("ada")])
     await rows.read_cursor(connection)
-    async with await database.connect(url, "hung") as hung:
-        assert await rows.try_subscribe(hung)
-        await connection.execute("UPDATE inbox SET update_time = now() - interval '1 hour'")
-        task = asyncio.create_task(subscriber_of(url, composer, feed, patience=30.0).run())
-        try:
+    task = None
+    try:
+        async with await database.connect(url, "earlier") as earlier:
+            assert await _holds_the_whole_feed(earlier)
+            task = asyncio.create_task(subscriber_of(url, pool, composer, feed, patience=30.0).run())
+            if hung:
+                await connection.execute("UPDATE inbox SET update_time = now() - interval '1 hour'")
+            else:
+                await asyncio.sleep(0.5)
+                assert await counts(connection) == (0, 0)
+                await earlier.close()
             await eventually(lambda: _has(connection, 1))
-        finally:
+        async with await database.connect(url, "earlier") as earlier:
+            assert hung == await _holds_the_whole_feed(earlier)
+    finally:
+        if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
 
+async def _holds_the_whole_feed(connection: Connection) -> bool:
+    """As a release that knows no shards makes sure of it."""
+    row = await (await connection.execute("SELECT pg_try_advisory_lock(%s)", (0x7469_6469_6E67_7301,))).fetchone()
+    return row == (True,)
+
+
 async def test_replicas_that_are_refused_go_on_once_the_cursor_is_moved(
-    url: str, connection: Connection, composer: Composer, events: Events
+    url: str, pool: Pool, connection: Connection, composer: Composer, events: Events
 ) -> None:
     feed = Feed([events.created(f"user{number}") for number in range(5)])
     feed.error = PositionExpiredError(ApiError(grpc.StatusCode.OUT_OF_RANGE, "gone", reason="POSITION_EXPIRED"))
     await rows.read_cursor(connection)
-    subscribers = [subscriber_of(url, composer, feed) for _ in range(2)]
+    subscribers = [subscriber_of(url, pool, composer, feed) for _ in range(2)]
     tasks = [asyncio.create_task(one.run()) for one in subscribers]
 
     def refused() -> list[str]:
@@ -318,8 +348,7 @@ async def test_replicas_that_are_refused_go_on_once_the_cursor_is_moved(
         assert refused() == ["the user feed cannot be followed: POSITION_EXPIRED"]
         first = 0 if subscribers[0].refused else 1
         tasks[first].cancel()
-        await eventually(lambda: len(refused()) == 2)
-        tasks[first] = asyncio.create_task(subscribers[first].run())
+        await eventually(lambda: subscribers[1 - first].refused)
         feed.error = None
         await connection.execute("UPDATE inbox SET resume_token = 'token-3', position = 3, log_id = %s", (LOG_ID,))
         await eventually(lambda: _has(connection, 2))

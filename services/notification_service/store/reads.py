@@ -24,6 +24,7 @@ from sqlalchemy import (
     Uuid,
     any_,
     bindparam,
+    case,
     func,
     literal_column,
     or_,
@@ -33,6 +34,8 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from notification_service.domain import IN_APP, State
 from notification_service.gate import Reason
+from notification_service.store.parts import number
+from notification_service.store.shards import is_divided
 from notification_service.tables import (
     attempts,
     deliveries,
@@ -40,6 +43,8 @@ from notification_service.tables import (
     delivery_operations,
     inbox,
     notifications,
+    replicas,
+    shards,
 )
 from servicekit.database import Connection, sql
 from tidings.notifications.v1 import notifications_pb2
@@ -170,11 +175,17 @@ _PENDING = literal_column(str(int(State.PENDING)), SmallInteger)
 _PARKED = literal_column(str(int(State.PARKED)), SmallInteger)
 _DISCARDED = literal_column(str(int(State.DISCARDED)), SmallInteger)
 _CANCELLED = literal_column(str(int(State.CANCELLED)), SmallInteger)
+_lowest = select(func.min(shards.c.position)).scalar_subquery()
+# Where everything before is processed.
+_position = case((is_divided, func.coalesce(_lowest, inbox.c.position)), else_=inbox.c.position)
 _INBOX = sql(
     select(
-        inbox.c.log_id,
-        inbox.c.position,
-        inbox.c.position_time,
+        case(
+            (is_divided, select(shards.c.log_id).order_by(shards.c.log_id).limit(number(1)).scalar_subquery()),
+            else_=inbox.c.log_id,
+        ),
+        _position,
+        case((is_divided, select(func.max(shards.c.position_time)).scalar_subquery()), else_=inbox.c.position_time),
         inbox.c.notification_position,
         inbox.c.delivery_position,
         select(func.count()).select_from(deliveries).where(_delivery.state == _PENDING).scalar_subquery(),
@@ -199,7 +210,25 @@ _STANDING = sql(
     .where(or_(_is_pending, _delivery.state == _PARKED))
     .group_by(_delivery.channel)
 )
-_POSITION = sql(select(inbox.c.position))
+_POSITION = sql(select(_position).select_from(inbox))
+_shard_position = case((is_divided, shards.c.position), else_=inbox.c.position)
+_SHARDS = sql(
+    select(
+        shards.c.shard,
+        _shard_position,
+        case((is_divided, shards.c.position_time), else_=inbox.c.position_time),
+        func.greatest(shards.c.head_position - _shard_position, number(0)),
+        func.coalesce(replicas.c.name, literal_column("''")),
+        shards.c.epoch,
+        shards.c.update_time,
+    )
+    .select_from(
+        shards.join(inbox, literal_column("true")).outerjoin(
+            replicas, (replicas.c.id == shards.c.owner) & (replicas.c.lease_until > func.now())
+        )
+    )
+    .order_by(shards.c.shard)
+)
 
 
 def _stamp(value: datetime | None) -> Timestamp | None:
@@ -344,6 +373,7 @@ async def inbox_state(connection: Connection) -> notifications_pb2.Inbox:
     if row is None:
         return notifications_pb2.Inbox()
     log_id, position, position_time, notes, made, pending, parked, discarded, cancelled, oldest = row
+    found = await (await connection.execute(_SHARDS)).fetchall()
     return notifications_pb2.Inbox(
         log_id=str(log_id) if log_id else "",
         position=position,
@@ -355,6 +385,20 @@ async def inbox_state(connection: Connection) -> notifications_pb2.Inbox:
         discarded=discarded,
         cancelled=cancelled,
         oldest_pending_time=_stamp(oldest),
+        shards=[_shard(one) for one in found],
+    )
+
+
+def _shard(row: tuple[Any, ...]) -> notifications_pb2.Inbox.Shard:
+    shard, position, position_time, lag, owner, epoch, update_time = row
+    return notifications_pb2.Inbox.Shard(
+        index=shard,
+        position=position,
+        position_time=_stamp(position_time),
+        lag_events=lag,
+        owner=owner,
+        epoch=epoch,
+        update_time=_stamp(update_time),
     )
 
 

@@ -865,6 +865,49 @@ Global___GetInboxRequest: _TypeAlias = GetInboxRequest  # noqa: Y015
 class Inbox(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class Shard(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INDEX_FIELD_NUMBER: _builtins.int
+        POSITION_FIELD_NUMBER: _builtins.int
+        POSITION_TIME_FIELD_NUMBER: _builtins.int
+        LAG_EVENTS_FIELD_NUMBER: _builtins.int
+        OWNER_FIELD_NUMBER: _builtins.int
+        EPOCH_FIELD_NUMBER: _builtins.int
+        UPDATE_TIME_FIELD_NUMBER: _builtins.int
+        index: _builtins.int
+        """From 0 on; the users of a shard are those of WatchUsers."""
+        position: _builtins.int
+        lag_events: _builtins.int
+        """Positions between the feed's head, as it was last told, and `position`."""
+        owner: _builtins.str
+        """The replica that follows it, by host and process; empty while none does."""
+        epoch: _builtins.int
+        """Rises with each change of the owner."""
+        @_builtins.property
+        def position_time(self) -> _timestamp_pb2.Timestamp: ...
+        @_builtins.property
+        def update_time(self) -> _timestamp_pb2.Timestamp:
+            """When something was last stored."""
+
+        def __init__(
+            self,
+            *,
+            index: _builtins.int = ...,
+            position: _builtins.int = ...,
+            position_time: _timestamp_pb2.Timestamp | None = ...,
+            lag_events: _builtins.int = ...,
+            owner: _builtins.str = ...,
+            epoch: _builtins.int = ...,
+            update_time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["position_time", b"position_time", "update_time", b"update_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "index", b"index", "lag_events", b"lag_events", "owner", b"owner", "position", b"position", "position_time", b"position_time", "update_time", b"update_time"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     LOG_ID_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     POSITION_TIME_FIELD_NUMBER: _builtins.int
@@ -875,8 +918,9 @@ class Inbox(_message.Message):
     OLDEST_PENDING_TIME_FIELD_NUMBER: _builtins.int
     DISCARDED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
     log_id: _builtins.str
-    """The last position of the user feed that is processed, and its feed's identity."""
+    """The last position of the user feed up to which everything is processed, and its feed's identity."""
     position: _builtins.int
     notifications: _builtins.int
     pending: _builtins.int
@@ -889,6 +933,10 @@ class Inbox(_message.Message):
     @_builtins.property
     def oldest_pending_time(self) -> _timestamp_pb2.Timestamp:
         """Of the oldest delivery that is still pending and due."""
+
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Inbox.Shard]:
+        """Into which shards the feed is divided; none before a replica has followed it."""
 
     def __init__(
         self,
@@ -903,10 +951,11 @@ class Inbox(_message.Message):
         oldest_pending_time: _timestamp_pb2.Timestamp | None = ...,
         discarded: _builtins.int = ...,
         cancelled: _builtins.int = ...,
+        shards: _abc.Iterable[Global___Inbox.Shard] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_pending_time", b"oldest_pending_time", "position_time", b"position_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "delivered", b"delivered", "discarded", b"discarded", "log_id", b"log_id", "notifications", b"notifications", "oldest_pending_time", b"oldest_pending_time", "parked", b"parked", "pending", b"pending", "position", b"position", "position_time", b"position_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "delivered", b"delivered", "discarded", b"discarded", "log_id", b"log_id", "notifications", b"notifications", "oldest_pending_time", b"oldest_pending_time", "parked", b"parked", "pending", b"pending", "position", b"position", "position_time", b"position_time", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

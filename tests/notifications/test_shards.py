@@ -215,6 +215,8 @@ async def test_who_held_a_shard_stores_nothing_from_the_next_epoch_on(
     await leases.give_up(connection, other, [0])
     assert await is_fenced(taken[0])
     [again] = await leases.take(connection, one, [Shard(0, 2, taken[0].epoch, None)])
+    # The owner is the same, the epoch is not.
+    assert await is_fenced(first)
     await divide(connection, 2)
     assert await is_fenced(again)
     # A feed that was set to one place is nobody's until it is divided anew.

@@ -16,7 +16,7 @@ from grpc_health.v1._async import HealthServicer
 from tests.harness import until
 from tidings.client import ApiError, Users, connect
 from tidings.client.channel import _OPTIONS
-from tidings.notifications.v1 import notifications_pb2
+from tidings.notifications.v1 import endpoints_pb2, in_app_pb2, notifications_pb2, preferences_pb2, templates_pb2
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -119,11 +119,20 @@ def test_what_is_tried_again_reads_or_has_a_request_id() -> None:
     retried = {(one["service"], one["method"]) for method in config["methodConfig"] for one in method["name"]}
     reads = ("Get", "BatchGet", "List")
     # A repeat does no harm but is refused, as if nothing had been done: that is for the caller to judge.
-    once = {"ReplayDeliveries", "DiscardDeliveries"}
+    once = {
+        *("ReplayDeliveries", "DiscardDeliveries", "UpdateInAppNotifications"),
+        *("UpdateEndpoint", "DeleteEndpoint", "RotateEndpointSecret", "TestEndpoint", "EnableEndpoint"),
+        *("DisableEndpoint", "PreviewTemplate", "SendTestTemplate", "ReloadTemplates"),
+        *("UpdatePreferences", "CreateSuppression", "DeleteSuppression"),
+    }
     safe = set()
     for service in (
         users_pb2.DESCRIPTOR.services_by_name["UserService"],
         notifications_pb2.DESCRIPTOR.services_by_name["NotificationService"],
+        in_app_pb2.DESCRIPTOR.services_by_name["InAppService"],
+        endpoints_pb2.DESCRIPTOR.services_by_name["EndpointService"],
+        templates_pb2.DESCRIPTOR.services_by_name["TemplateService"],
+        preferences_pb2.DESCRIPTOR.services_by_name["PreferenceService"],
     ):
         for method in service.methods:
             request = method.input_type

@@ -75,6 +75,8 @@ async def test_both_addresses_hear_of_a_changed_email_and_a_deletion_is_confirme
     await system.stub.UpdateUser(
         users_pb2.UpdateUserRequest(user={"id": made.id, "display_name": "X"}, update_mask={"paths": ["display_name"]})
     )
+    # What was still pending would be cancelled.
+    await _delivered(system, 5)
     await system.stub.DeleteUser(users_pb2.DeleteUserRequest(id=made.id))
     mails = await system.mail.wait(4)
     await _delivered(system, 7)

@@ -33,6 +33,8 @@ _RETRIED = {
     "tidings.notifications.v1.NotificationService": ("ListNotifications", "ListDeliveries", "GetInbox"),
     "tidings.notifications.v1.EndpointService": ("CreateEndpoint", "GetEndpoint", "ListEndpoints"),
     "tidings.notifications.v1.PreferenceService": ("GetPreferences", "ListCategories", "ListSuppressions"),
+    "tidings.notifications.v1.InAppService": ("ListInAppNotifications", "GetInAppCounts"),
+    "tidings.notifications.v1.TemplateService": ("ListTemplates",),
 }
 
 _SERVICE_CONFIG = {

@@ -97,9 +97,9 @@ class Inbox:
             since=None,
         )
         time = batch.events[-1].commit_time.ToDatetime(tzinfo=UTC) if batch.events else None
-        gone = (one for one in batch.events if one.type == users_pb2.UserEvent.DELETED)
-        deleted = {uuid.UUID(one.user.id): one.position for one in gone}
         head = max(batch.head_position, batch.position)
+        gone = (one for one in batch.events if one.type == users_pb2.UserEvent.DELETED and _is_news(one, cursor.floors))
+        deleted = {uuid.UUID(one.user.id): one.position for one in gone}
         stored = await feed.write_inbox(
             connection, locked, new, after, position_time=time, head_position=head, deleted=deleted
         )

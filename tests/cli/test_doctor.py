@@ -68,6 +68,37 @@ async def test_findings(
     assert message in ran.out
 
 
+def _shard(index: int, position: int, owner: str = "replica", lag: int = 0, quiet: float = 0.0) -> dict[str, object]:
+    time = datetime.now(UTC) - timedelta(seconds=quiet)
+    return {"index": index, "position": position, "owner": owner, "lag_events": lag, "update_time": time}
+
+
+@pytest.mark.parametrize(
+    ("shards", "still"),
+    [
+        # One that has no news of its own is no further than its last bookmark.
+        ([_shard(0, 0), _shard(1, 1)], ""),
+        ([_shard(0, 0, lag=1), _shard(1, 1)], "0 at 0"),
+        ([_shard(0, 0, owner=""), _shard(1, 0)], "0 at 0, which nobody follows"),
+        ([_shard(0, 1), _shard(1, 0, quiet=400)], "1 at 0"),
+    ],
+)
+async def test_a_feed_in_shards(
+    system: System, tidings: Tidings, one_change: None, shards: list[dict[str, object]], still: str
+) -> None:
+    inbox = system.inbox.inbox
+    inbox.position = 0
+    inbox.shards.extend(notifications_pb2.Inbox.Shard(**one) for one in shards)
+    ran = await tidings("doctor", "--json")
+    assert (ran.code, states(ran)["subscription"]) == ((1, State.ILL) if still else (0, State.OK))
+    said = (
+        f"of 2 shards some stand still: {still}"
+        if still
+        else "2 shards are followed, every change is processed up to 0"
+    )
+    assert said in ran.out
+
+
 async def test_services_that_are_away_or_not_ready(system: System, tidings: Tidings) -> None:
     await system.set_health("readiness")
     ran = await tidings("doctor", "--notifications", "127.0.0.1:1")

@@ -30,7 +30,10 @@ async def _run(services: Services, database: Database, users: ServiceProcess, *a
 
 async def _positions(database: Database) -> tuple[int, int]:
     """Of the cursor and of the newest notification."""
-    [[position, notification]] = await database.fetch("SELECT position, notification_position FROM inbox")
+    [[position, notification]] = await database.fetch(
+        "SELECT CASE resume_token WHEN 'divided' THEN (SELECT min(position) FROM shards) ELSE position END,"
+        " notification_position FROM inbox"
+    )
     return int(str(position)), int(str(notification))
 
 
@@ -42,13 +45,15 @@ async def _processed(database: Database, users: ServiceProcess) -> None:
     await until(done, 20, "every change is processed")
 
 
+@pytest.mark.parametrize("shards", [1, 3])
 async def test_a_feed_that_refuses_the_cursor(
-    databases: Databases, services: Services, mail_catcher: MailCatcher
+    databases: Databases, services: Services, mail_catcher: MailCatcher, shards: int
 ) -> None:
+    settings = {"shards": shards, "shard_lease": 1, "feed_bookmark_interval": 1}
     first = await services.users(await databases.users()).start()
     second = await services.users(await databases.users()).start()
     database = await databases.notifications()
-    service = await services.notifications(database, first, mail_catcher).start()
+    service = await services.notifications(database, first, mail_catcher, **settings).start()
     for _ in range(3):
         await stub_of(first).CreateUser(create())
     await _processed(database, first)
@@ -57,7 +62,7 @@ async def test_a_feed_that_refuses_the_cursor(
     # The same service, at another user service's feed.
     for _ in range(2):
         await stub_of(second).CreateUser(create())
-    service = services.notifications(database, second, mail_catcher)
+    service = services.notifications(database, second, mail_catcher, **settings)
     await service.launch()
     said = await service.wait_log("the user feed cannot be followed")
     assert "reset-cursor" in said["do"]

@@ -359,8 +359,8 @@ async def write_inbox(
     deleted: Mapping[uuid.UUID, int],
 ) -> Cursor | None:
     """Stores notifications and deliveries, cancels what is pending for users that were deleted and was made of events
-    before that position, moves the cursor, and commits. Returns the cursor with its counters; None,
-    with nothing committed, if the inbox's row has changed since the cursor was locked.
+    before that position, moves the cursor, and commits. Returns the cursor with its counters; None, with nothing
+    committed, if the inbox's row has changed since the cursor was locked.
     """
     values: dict[str, Any] = {
         "log_id": after.log_id,
@@ -379,14 +379,14 @@ async def write_inbox(
         values |= _notification_arrays(made) | _delivery_arrays(made)
     # One shard has its cursor in the inbox's row, as soon as it has passed what earlier divisions had.
     whole = locked.hold is None or (locked.hold.of == 1 and not after.floors)
-    if not whole and not made:
-        await connection.execute(_MOVE_SHARD, values)
-    else:
-        of_whole = _STORE_WHOLE if made else _MOVE_WHOLE
-        row = await (await connection.execute(of_whole if whole else _STORE_SHARD, values)).fetchone()
+    if whole or made:
+        statement = (_STORE_WHOLE if made else _MOVE_WHOLE) if whole else _STORE_SHARD
+        row = await (await connection.execute(statement, values)).fetchone()
         if row is None:
             return None
         after = replace(after, notification_position=row[0], delivery_position=row[1])
+    else:
+        await connection.execute(_MOVE_SHARD, values)
     if deleted:
         gone: dict[str, Any] = {
             "g_user_id": arrays.uuids(list(deleted)),

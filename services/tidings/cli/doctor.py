@@ -33,6 +33,9 @@ _TIMEOUT = 5.0
 # Whoever is behind must have moved after so many seconds.
 _SECOND_LOOK = 1.0
 
+# A shard of the feed without news moves with its bookmarks, which are at most 5 min apart.
+_LONGEST_QUIET = 330.0
+
 # A due delivery is taken up within seconds.
 _LONGEST_DUE = 60.0
 
@@ -142,12 +145,32 @@ async def _subscription(users: Users, notifications: Notifications) -> Finding:
         return Finding("subscription", State.OK, f"every change is processed, up to {inbox.position}")
     await asyncio.sleep(_SECOND_LOOK)
     later, feed = await _both(users, notifications)
+    if len(later.shards) > 1:
+        return _shards(inbox, later)
     if later.position == inbox.position:
         message = f"stands still at {later.position}, {feed.head_position - later.position} changes behind"
         advice = "the notification service's log says why it cannot read the feed or store what it reads"
         return Finding("subscription", State.ILL, message, advice)
     behind = max(0, feed.head_position - later.position)
     return Finding("subscription", State.OK, f"catching up: {behind} changes behind, at {later.position}")
+
+
+def _shards(inbox: notifications_pb2.Inbox, later: notifications_pb2.Inbox) -> Finding:
+    """Of a feed that is followed in shards. What one of them has passed says nothing about another."""
+    before = {one.index: one.position for one in inbox.shards}
+    oldest = datetime.now(UTC).timestamp() - _LONGEST_QUIET
+    still = [
+        f"{one.index} at {one.position}" + ("" if one.owner else ", which nobody follows")
+        for one in later.shards
+        if one.position == before.get(one.index)
+        and (one.lag_events or not one.owner or one.update_time.ToDatetime(tzinfo=UTC).timestamp() < oldest)
+    ]
+    if still:
+        message = f"of {len(later.shards)} shards some stand still: {'; '.join(still)}"
+        advice = "the notification service's log says why it cannot read the feed or store what it reads"
+        return Finding("subscription", State.ILL, message, advice)
+    message = f"{len(later.shards)} shards are followed, every change is processed up to {later.position}"
+    return Finding("subscription", State.OK, message)
 
 
 async def _both(users: Users, notifications: Notifications) -> tuple[notifications_pb2.Inbox, users_pb2.Feed]:

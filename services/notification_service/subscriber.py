@@ -36,8 +36,8 @@ _APPLICATION = "tidings-notifications-shards"
 _FIRST_PAUSE = 0.1
 _TURNS_PER_LEASE = 3.5
 _LOOK_FOR_LOCK = 1.0
-# A batch that takes longer, seconds: given up with its shard, or a sign that the process is ill.
-_LONGEST_BATCH, _ILL_AFTER = 2.0, 60.0
+# A batch that takes longer, seconds: given up with its shard, or as if this loop did not go round itself.
+_LONGEST_BATCH, _ILL_AFTER = 2.0, 5.0
 _SESSION = {"idle_in_transaction_session_timeout": "5s", "statement_timeout": "5s"}
 
 

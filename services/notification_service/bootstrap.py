@@ -236,13 +236,6 @@ async def _serve(
             await known.loaded()
         await loop()
 
-    guard.add(
-        door.server,
-        door.entrance.source,
-        notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
-        NotificationService(queries, streams, dispatcher.wake),
-    )
-
     async def not_ready() -> str:
         door.health.schema_found, problem = await schema.look(queries, SCHEMA_REVISION)
         return "; ".join(filter(None, (problem, subscriber.refused)))

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from tidings.notifications.v1 import in_app_pb2, notifications_pb2
 
 EMAIL = "email"
@@ -23,6 +25,7 @@ REFUSED = "REFUSED"
 TRIES_EXHAUSTED = "TRIES_EXHAUSTED"
 EXPIRED = "EXPIRED"
 TARGET_GONE = "TARGET_GONE"
+DISCARDED_BY_HAND = "DISCARDED_BY_HAND"
 USER_DELETED = "USER_DELETED"
 
 
@@ -177,3 +180,12 @@ def notification_id(event_id: uuid.UUID, rule: str) -> uuid.UUID:
 def delivery_id(notification: uuid.UUID, channel: str, target: str) -> uuid.UUID:
     """The id of a notification's delivery to a target."""
     return uuid.uuid5(notification, f"{channel}:{target}")
+
+
+def stamp(time: datetime | None) -> Timestamp | None:
+    """A time as messages have it; None, which leaves a field unset, for none."""
+    if time is None:
+        return None
+    made = Timestamp()
+    made.FromDatetime(time)
+    return made

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from notification_service.channels import Outcome
 from notification_service.domain import EXPIRED, REFUSED, TRIES_EXHAUSTED, Ended, Leased, Result, State
 
-LONGEST_RETRY_AFTER = 86_400.0
+_LONGEST_RETRY_AFTER = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def decide(policy: Policy, leased: Leased, outcome: Outcome, *, away: bool = Fal
     elif not (outcome.outage and alternative and not leased.failed_provider):
         bound = 0.0 if uncounted else policy.bound(leased.turn)
         delay = random.uniform(0, bound)  # noqa: S311 - jitter
-        delay = max(delay, min(outcome.retry_after or 0.0, LONGEST_RETRY_AFTER))
+        delay = max(delay, min(outcome.retry_after or 0.0, _LONGEST_RETRY_AFTER))
     return Ended(
         leased.id,
         leased.number,

@@ -15,7 +15,6 @@ from time import perf_counter
 from typing import Any
 
 import grpc.aio
-from google.protobuf import timestamp_pb2
 from uuid_utils.compat import uuid7
 
 from notification_service import errors
@@ -31,7 +30,7 @@ from notification_service.destinations import (
     target_of,
     wrong_with_url,
 )
-from notification_service.domain import TARGET_GONE, WEBHOOK
+from notification_service.domain import TARGET_GONE, WEBHOOK, stamp
 from notification_service.egress import Network
 from notification_service.registry import Endpoints
 from notification_service.rules import EVENT_TYPES
@@ -304,14 +303,6 @@ def _example(now: datetime) -> bytes:
     return json.dumps(payload, separators=(",", ":")).encode()
 
 
-def _stamp(time: datetime | None) -> timestamp_pb2.Timestamp | None:
-    if time is None:
-        return None
-    stamp = timestamp_pb2.Timestamp()
-    stamp.FromDatetime(time)
-    return stamp
-
-
 def _message(one: Destination) -> pb.Endpoint:
     of_file = one.position is None
     return pb.Endpoint(
@@ -323,17 +314,17 @@ def _message(one: Destination) -> pb.Endpoint:
         categories=sorted(one.categories),
         state=one.state.value,
         disable_reason=one.disable_reason,
-        disable_time=_stamp(one.disable_time),
+        disable_time=stamp(one.disable_time),
         rate_limit=one.rate_limit,
-        create_time=_stamp(one.create_time),
-        update_time=_stamp(one.update_time),
+        create_time=stamp(one.create_time),
+        update_time=stamp(one.update_time),
         version=one.version,
         origin=pb.Endpoint.FILE if of_file else pb.Endpoint.API,
         target=one.target,
         secrets=[]
         if of_file
         else [
-            pb.Endpoint.Secret(create_time=_stamp(secret.create_time), expire_time=_stamp(secret.expire_time))
+            pb.Endpoint.Secret(create_time=stamp(secret.create_time), expire_time=stamp(secret.expire_time))
             for secret in one.secrets
         ],
     )

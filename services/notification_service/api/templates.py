@@ -10,13 +10,12 @@ from typing import Any
 
 import grpc.aio
 from google.protobuf.json_format import MessageToDict
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from notification_service import errors, samples, tokens
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.channels.email import Mail, message_id
 from notification_service.compose import Composer, addressed
-from notification_service.domain import Result
+from notification_service.domain import Result, stamp
 from notification_service.templates import Rendered, RenderError, Templates
 from servicekit import logs, rpc
 from servicekit.configfile import InvalidConfigError
@@ -70,7 +69,7 @@ class TemplateService(templates_pb2_grpc.TemplateServiceServicer):
             ],
             next_page_token=tokens.encode_page(end, selection) if end < len(names) else "",
             version=current.version,
-            load_time=_stamp(current.load_time),
+            load_time=stamp(current.load_time),
             refused=self._templates.refused.splitlines(),
         )
 
@@ -150,7 +149,7 @@ class TemplateService(templates_pb2_grpc.TemplateServiceServicer):
         current = self._templates.current
         log.info("templates reloaded by a call", version=current.version, changed=changed)
         return templates_pb2.ReloadTemplatesResponse(
-            version=current.version, load_time=_stamp(current.load_time), changed=changed
+            version=current.version, load_time=stamp(current.load_time), changed=changed
         )
 
 
@@ -158,9 +157,3 @@ def _is_address(text: str) -> bool:
     local, _, host = text.rpartition("@")
     plain = not any(one.isspace() or not one.isprintable() or one in '<>,;:"()[]' for one in text)
     return bool(local and host) and "@" not in local and plain and len(text.encode()) <= _LONGEST_ADDRESS
-
-
-def _stamp(time: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(time)
-    return stamp

@@ -25,8 +25,6 @@ from sqlalchemy import (
     insert,
     literal_column,
     not_,
-    null,
-    or_,
     select,
     update,
 )
@@ -34,6 +32,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as insert_or_ignore
 
 from notification_service.domain import NOT_COMPOSED, USER_DELETED, Cursor, Hold, Notification, Result, State
+from notification_service.store.leases import cancellation
 from notification_service.store.parts import TIME, UUID, bind, number, rows
 from notification_service.store.shards import DIVIDED, is_divided
 from notification_service.tables import attempts, contents, deliveries, inbox, notifications, shards
@@ -218,22 +217,11 @@ _RESET = sql(
 
 
 _gone = rows(g_user_id=UUID, g_position=BigInteger())
-# What is on its way just now goes on: its outcome says more than a cancellation would.
 _CANCEL_FOR_DELETED = sql(
-    update(deliveries)
-    .where(
+    cancellation.where(
         deliveries.c.user_id == _gone.c.g_user_id,
-        deliveries.c.state == number(State.PENDING),
-        or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= func.now()),
         notifications.c.id == deliveries.c.notification_id,
         notifications.c.event_position < _gone.c.g_position,
-    )
-    .values(
-        state=number(State.CANCELLED),
-        behind=null(),
-        next_attempt_time=null(),
-        end_time=func.now(),
-        end_reason=bind("reason", Text()),
     )
 )
 

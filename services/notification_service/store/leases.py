@@ -320,10 +320,10 @@ _LET_GO = sql(
 )
 
 
-# What is on its way just now goes on: its outcome says more than a cancellation would.
-_cancelled = (
+# Cancels deliveries, for the parameter `reason`. What is on its way just now goes on: its outcome says more.
+cancellation = (
     update(deliveries)
-    .where(deliveries.c.channel == _channel, _is_pending, _is_free)
+    .where(_is_pending, _is_free)
     .values(
         state=number(State.CANCELLED),
         behind=null(),
@@ -331,8 +331,8 @@ _cancelled = (
         end_time=func.now(),
         end_reason=bind("reason", Text()),
     )
-    .returning(deliveries.c.id)
 )
+_cancelled = cancellation.where(deliveries.c.channel == _channel).returning(deliveries.c.id)
 _CANCEL_GONE = sql(
     _cancelled.where(
         deliveries.c.target != all_(bind("known", ARRAY(Text()))),

@@ -19,7 +19,6 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Select,
-    SmallInteger,
     Text,
     any_,
     bindparam,
@@ -34,7 +33,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import UUID
 
 from notification_service import errors
-from notification_service.domain import Operation, State
+from notification_service.domain import DISCARDED_BY_HAND, Operation, State
+from notification_service.store.parts import number
 from notification_service.tables import contents, deliveries, delivery_operations, inbox
 from servicekit import arrays
 from servicekit.database import Connection, sql
@@ -49,26 +49,22 @@ _PAGE = 1000
 _delivery = deliveries.c
 
 
-def _number(value: int) -> Any:
-    return literal_column(str(value), SmallInteger)
-
-
-_EMPTY, _BY_HAND = literal_column("''", Text), literal_column("'DISCARDED_BY_HAND'", Text)
+_EMPTY, _BY_HAND = literal_column("''", Text), literal_column(f"'{DISCARDED_BY_HAND}'", Text)
 _IDS = bindparam("ids", type_=ARRAY(UUID(as_uuid=True)))
-_is_parked = _delivery.state == _number(State.PARKED)
+_is_parked = _delivery.state == number(State.PARKED)
 # One that could not be composed was parked when it was made.
 _has_content = exists().where(contents.c.delivery_id == _delivery.id)
 
 _CHANGES: Mapping[Operation, Mapping[str, Any]] = {
     Operation.REPLAYED: {
-        "state": _number(State.PENDING),
+        "state": number(State.PENDING),
         "tries_before": _delivery.tries,
         "next_attempt_time": func.now(),
         "end_time": null(),
         "end_reason": _EMPTY,
         "give_up_time": null(),
     },
-    Operation.DISCARDED: {"state": _number(State.DISCARDED), "end_time": func.now(), "end_reason": _BY_HAND},
+    Operation.DISCARDED: {"state": number(State.DISCARDED), "end_time": func.now(), "end_reason": _BY_HAND},
 }
 
 _LOOK = sql(select(_delivery.id, _delivery.state, _has_content).where(_delivery.id == any_(_IDS)))
@@ -82,7 +78,7 @@ def _change(operation: Operation, which: ColumnElement[bool]) -> tuple[Any, Any]
         ["delivery_id", "kind", "actor", "reason", "time"],
         select(
             changed.c.id,
-            _number(operation),
+            number(operation),
             bindparam("actor", type_=Text),
             bindparam("reason", type_=Text),
             func.now(),

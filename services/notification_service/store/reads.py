@@ -14,12 +14,10 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import (
     BigInteger,
     Integer,
     Select,
-    SmallInteger,
     Text,
     Uuid,
     any_,
@@ -32,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
-from notification_service.domain import IN_APP, State
+from notification_service.domain import IN_APP, State, stamp
 from notification_service.gate import Reason
 from notification_service.store.parts import number
 from notification_service.store.shards import is_divided
@@ -147,7 +145,7 @@ def _list_deliveries(names: frozenset[str], state: int | None) -> str:
     )
     if state is not None:
         # Written out: a parameter could not be told to be within what a partial index has.
-        statement = statement.where(_delivery.state == literal_column(str(state), SmallInteger))
+        statement = statement.where(_delivery.state == number(state))
     page = _filtered(statement, _delivery, names).order_by(_delivery.position.desc()).limit(_LIMIT).subquery("page")
     return sql(
         select(page, *_ATTEMPT_COLUMNS)
@@ -171,10 +169,10 @@ def _tail(of_one_user: bool) -> str:
 _HEAD = sql(select(inbox.c.notification_position))
 _LOG = sql(select(inbox.c.notification_log_id, inbox.c.notification_position))
 
-_PENDING = literal_column(str(int(State.PENDING)), SmallInteger)
-_PARKED = literal_column(str(int(State.PARKED)), SmallInteger)
-_DISCARDED = literal_column(str(int(State.DISCARDED)), SmallInteger)
-_CANCELLED = literal_column(str(int(State.CANCELLED)), SmallInteger)
+_PENDING = number(State.PENDING)
+_PARKED = number(State.PARKED)
+_DISCARDED = number(State.DISCARDED)
+_CANCELLED = number(State.CANCELLED)
 _lowest = select(func.min(shards.c.position)).scalar_subquery()
 # Where everything before is processed.
 _position = case((is_divided, func.coalesce(_lowest, inbox.c.position)), else_=inbox.c.position)
@@ -231,14 +229,6 @@ _SHARDS = sql(
 )
 
 
-def _stamp(value: datetime | None) -> Timestamp | None:
-    if value is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(value)
-    return stamp
-
-
 def notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
     """The message of a row of NOTIFICATION_COLUMNS."""
     identity, position, user_id, event_id, event_position, rule, category, template, channels, *rest = row
@@ -256,12 +246,12 @@ def notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
         channels=channels,
         subject=subject,
         body=body,
-        create_time=_stamp(create_time),
+        create_time=stamp(create_time),
         trace_parent=trace_parent,
         trace_state=trace_state,
-        seen_time=_stamp(seen_time),
-        read_time=_stamp(read_time),
-        archive_time=_stamp(archive_time),
+        seen_time=stamp(seen_time),
+        read_time=stamp(read_time),
+        archive_time=stamp(archive_time),
         template_version=template_version,
         locale=locale,
     )
@@ -274,8 +264,8 @@ def _attempt_of(row: tuple[Any, ...]) -> notifications_pb2.Delivery.Attempt:
         outcome=outcome,
         code=code,
         detail=detail,
-        start_time=_stamp(start_time),
-        end_time=_stamp(end_time),
+        start_time=stamp(start_time),
+        end_time=stamp(end_time),
         provider=provider,
     )
 
@@ -283,14 +273,14 @@ def _attempt_of(row: tuple[Any, ...]) -> notifications_pb2.Delivery.Attempt:
 def _operation_of(done: list[Any]) -> notifications_pb2.Delivery.Operation:
     kind, actor, reason, time = done
     return notifications_pb2.Delivery.Operation(
-        kind=kind, actor=actor, reason=reason, time=_stamp(datetime.fromisoformat(time))
+        kind=kind, actor=actor, reason=reason, time=stamp(datetime.fromisoformat(time))
     )
 
 
 def _decision_of(made: list[Any]) -> notifications_pb2.Delivery.Decision:
     kind, detail, time = made
     return notifications_pb2.Delivery.Decision(
-        reason=Reason(kind).name, detail=detail, time=_stamp(datetime.fromisoformat(time))
+        reason=Reason(kind).name, detail=detail, time=stamp(datetime.fromisoformat(time))
     )
 
 
@@ -331,9 +321,9 @@ async def list_deliveries(connection: Connection, filters: Mapping[str, Any], be
             state=state,
             idempotency_key=key,
             attempts=[_attempt_of(row[width:]) for row in rows if row[width] is not None],
-            create_time=_stamp(create_time),
-            next_attempt_time=_stamp(next_attempt_time),
-            end_time=_stamp(end_time),
+            create_time=stamp(create_time),
+            next_attempt_time=stamp(next_attempt_time),
+            end_time=stamp(end_time),
             trace_parent=trace_parent,
             operations=[_operation_of(done) for done in operations or ()],
             end_reason=end_reason,
@@ -377,14 +367,14 @@ async def inbox_state(connection: Connection) -> notifications_pb2.Inbox:
     return notifications_pb2.Inbox(
         log_id=str(log_id) if log_id else "",
         position=position,
-        position_time=_stamp(position_time),
+        position_time=stamp(position_time),
         notifications=notes,
         pending=pending,
         delivered=made - pending - parked - discarded - cancelled,
         parked=parked,
         discarded=discarded,
         cancelled=cancelled,
-        oldest_pending_time=_stamp(oldest),
+        oldest_pending_time=stamp(oldest),
         shards=[_shard(one) for one in found],
     )
 
@@ -394,11 +384,11 @@ def _shard(row: tuple[Any, ...]) -> notifications_pb2.Inbox.Shard:
     return notifications_pb2.Inbox.Shard(
         index=shard,
         position=position,
-        position_time=_stamp(position_time),
+        position_time=stamp(position_time),
         lag_events=lag,
         owner=owner,
         epoch=epoch,
-        update_time=_stamp(update_time),
+        update_time=stamp(update_time),
     )
 
 

@@ -22,7 +22,9 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from notification_service.categories import Categories
 from notification_service.domain import EMAIL
+from notification_service.settings import NotificationServiceSettings
 from servicekit.configfile import InvalidConfigError
 from servicekit.mounted import Contents, Mounted
 
@@ -76,7 +78,14 @@ class Claim:
 Keys = tuple[Key, ...]
 
 
-def keys(path: Path) -> Mounted[Keys]:
+def read(settings: NotificationServiceSettings, categories: Categories) -> Links | None:
+    """What makes links as the settings want them; None if they want none. Raises InvalidConfigError."""
+    if not settings.public_url or settings.link_keys_file is None:
+        return None
+    return Links(settings.public_url, load(settings.link_keys_file), categories)
+
+
+def load(path: Path) -> Mounted[Keys]:
     """Reads a file of keys, one a line, each base64 of 32 bytes or more. Raises InvalidConfigError."""
 
     def make(contents: Contents) -> Keys:
@@ -102,12 +111,15 @@ def keys(path: Path) -> Mounted[Keys]:
 class Links:
     """Makes and reads the links below `public_url`, which has no slash at its end; any thread may."""
 
-    def __init__(self, public_url: str, keys: Mounted[Keys]) -> None:
+    def __init__(self, public_url: str, keys: Mounted[Keys], categories: Categories) -> None:
         self.public_url = public_url
         self.keys = keys
+        self._categories = categories
 
     def url(self, user_id: uuid.UUID, category: str, address: str) -> str:
-        """The link of a mail to an address: the same for the same mail as long as the first key is."""
+        """The link of a mail to an address, the same as long as the first key is; empty for a mandatory category."""
+        if self._categories.of(category).mandatory:
+            return ""
         key = self.keys.value[0]
         payload = _HEAD.pack(_VERSION, _CHANNELS[EMAIL], user_id.bytes, key.hash(address)) + category.encode()
         return f"{self.public_url}{PATH}{_text(payload + key.sign(payload))}"

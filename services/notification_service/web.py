@@ -1,8 +1,8 @@
 """The web server of unsubscribe links: what RFC 8058 asks for, and a page for people.
 
     GET  .../u/TOKEN     how things are, with buttons; changes nothing, for scanners of mail follow links
-    POST .../u/TOKEN     a button's `do`, answered with 303 to the page; or `List-Unsubscribe=One-Click`, as mail programs
-                         send it, which switches the category off and is answered with 200
+    POST .../u/TOKEN     a button's `do`, answered with 303 to the page; or `List-Unsubscribe=One-Click`, as mail
+                         programs send it, which switches the category off and is answered with 200
 
 The token is all that is asked for: there is no login and no cookie. A client has one request per connection, a body of
 4 KiB and 20 seconds, whatever it does with them; an ingress stands before it for all else.
@@ -149,7 +149,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         response = _told(request, 500)
     response.headers.update(_HEADERS)
     response.headers["Content-Language"] = _words(request).language
-    response.force_close()
+    response.force_close()  # type: ignore[no-untyped-call]
     return response
 
 

@@ -88,5 +88,5 @@ async def edit(
         document = {key: value for key, value in {**found.document, **changes}.items() if value}
         values = {"user_id": user_id, "document": Jsonb(document), "version": found.version + 1}
         changed = await (await connection.execute(_CHANGE, values)).fetchone()
-        found = Stored(document, found.version + 1, changed[0] if changed else None)
+        return Stored(document, found.version + 1, changed[0] if changed else None)
     return found

@@ -9,12 +9,12 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 import psycopg
 
-from notification_service import categories, endpoints, lanes, links, metrics, reset, rules, template_reload, web
+from notification_service import categories, endpoints, lanes, links, metrics, reset, rules, template_reload
 from notification_service.api.endpoints import EndpointService
 from notification_service.api.in_app import InAppService
 from notification_service.api.notifications import NotificationService
@@ -36,7 +36,6 @@ from notification_service.subscriber import LONGEST_PAUSE, Subscriber
 from notification_service.tables import SCHEMA_REVISION
 from notification_service.tail import Tail
 from notification_service.templates import Templates
-from notification_service.unsubscribe import Switches
 from notification_service.watch import Streams
 from servicekit import database, guard, listening, rpc, schema, tasks, telemetry
 from servicekit import metrics as process
@@ -62,6 +61,9 @@ from tidings.notifications.v1 import (
     templates_pb2_grpc,
 )
 from tidings.users.v1 import users_pb2, users_pb2_grpc
+
+if TYPE_CHECKING:
+    from notification_service import web
 
 NAME = "tidings-notifications"
 _SERVICES = tuple(
@@ -149,6 +151,10 @@ def _unsubscribing(
     """What serves the links in mails; None if there are none."""
     if files.links is None or pages is None:
         return None
+    # Takes a twentieth of a service's start, for nothing where mails have no links.
+    from notification_service import web
+    from notification_service.unsubscribe import Switches
+
     application = web.application(files.links, Switches(queries, files.categories))
     return web.Server(application, pages, grace=settings.drain_time)
 

@@ -121,13 +121,6 @@ def _page(text: str, status: int = 200) -> web.Response:
     return web.Response(text=text, content_type="text/html", status=status)
 
 
-_SAYS: dict[int, Callable[[pages.Words], tuple[str, str]]] = {
-    404: lambda words: words.not_found,
-    409: lambda words: words.not_possible,
-    503: lambda words: words.try_again,
-}
-
-
 @web.middleware
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every answer has its headers and is the last of its connection; what went wrong is a page that tells nothing of
@@ -149,7 +142,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         response = _told(request, 500)
     response.headers.update(_HEADERS)
     response.headers["Content-Language"] = _words(request).language
-    response.force_close()  # type: ignore[no-untyped-call]
+    response.force_close()
     return response
 
 
@@ -157,8 +150,8 @@ def _told(request: web.Request, status: int) -> web.Response:
     words = _words(request)
     if status >= 500:
         return _page(pages.told(words, words.try_again), status)
-    says = _SAYS.get(status, lambda words: words.not_understood)
-    return _page(pages.told(words, says(words)), status)
+    said = {404: words.not_found, 409: words.not_possible}.get(status, words.not_understood)
+    return _page(pages.told(words, said), status)
 
 
 def application(links: Links, switches: Switches) -> web.Application:

@@ -213,6 +213,13 @@ def leaves(shard: int) -> None:
     _inbox.places.pop(shard, None)
 
 
+def unsubscribing(*kinds: str) -> None:
+    """Links are served, by which these things may be asked for: the first of each kind is a rise, too."""
+    for kind in kinds:
+        for outcome in ("changed", "unchanged", "refused", "failed"):
+            UNSUBSCRIBES.of(kind, outcome)
+
+
 def unsubscribed(kind: str, outcome: str) -> None:
     """Somebody asked for something by a link."""
     UNSUBSCRIBES.of(kind, outcome).add(1)

@@ -63,6 +63,7 @@ class _Routes:
             pages.ALL_ON: ("all_undone", lambda claim: switches.switch_everything(claim, on=True)),
             _ONE_CLICK: ("one_click", lambda claim: switches.switch_category(claim, on=False)),
         }
+        metrics.unsubscribing(*(kind for kind, _ in self._does.values()))
 
     def _claim(self, request: web.Request) -> Claim:
         claim = self._links.read(request.match_info["token"])

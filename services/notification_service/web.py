@@ -11,6 +11,7 @@ The token is all that is asked for: there is no login and no cookie. A client ha
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qs, urlsplit
@@ -47,6 +48,11 @@ _HEADERS = {
     "Vary": "Accept-Language",
     "Server": "tidings",
 }
+
+# What is no HTTP at all is no error of ours, and what it holds may be a token: aiohttp would log both.
+_SILENT = logging.getLogger(f"{__name__}.http")
+_SILENT.setLevel(logging.CRITICAL)
+_AWAY = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, TimeoutError)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -134,7 +140,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         response = _told(request, error.status)
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
-    except (psycopg.OperationalError, TimeoutError) as error:
+    except _AWAY as error:
         log.warning("an unsubscribe link was not served", error=str(error).strip() or type(error).__name__)
         response = _told(request, 503)
         response.headers["Retry-After"] = _RETRY_AFTER
@@ -169,7 +175,15 @@ class Server:
     """Serves an application on a socket. What runs at its end gets `grace` seconds."""
 
     def __init__(self, made: web.Application, listening: socket.socket, *, grace: float) -> None:
-        self._runner = web.AppRunner(made, access_log=None, handle_signals=False, shutdown_timeout=grace)
+        # Nobody packs what is this small: what is packed stays so, and says nothing.
+        self._runner = web.AppRunner(
+            made,
+            logger=_SILENT,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=grace,
+            auto_decompress=False,
+        )
         self._listening = listening
         self._server: asyncio.Server | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import re
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -318,6 +319,38 @@ async def test_bodies_that_say_nothing(
 ) -> None:
     event = events.created("ada")
     assert (await site.post(site.of(event), body, headers={"Content-Type": content_type}))[0] == status
+    assert await document(connection, event) == {}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"nonsense\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET /mail/u/secret" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n",
+        b"POST /mail/u/secret HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["nonsense", "tls", "long", "chunks"],
+)
+async def test_what_is_no_http_is_let_go_without_a_word(
+    site: Site, sent: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = site.base.removeprefix("http://").partition("/")[0].split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(sent)
+    writer.write_eof()
+    assert b"200" not in await reader.read()
+    writer.close()
+    assert "secret" not in (said := "".join(capfd.readouterr()))
+    assert "error" not in said.lower()
+    assert caplog.records == []
+
+
+async def test_what_is_packed_is_not_unpacked(site: Site, connection: Connection, events: Events) -> None:
+    event, packed = events.created("ada"), gzip.compress(b"List-Unsubscribe=One-Click" + b"&" * 10_000_000)
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Encoding": "gzip"}
+    assert (await site.post(site.of(event), packed[:4000], headers=headers))[0] == 400
+    assert (await site.post(site.of(event), gzip.compress(b"List-Unsubscribe=One-Click"), headers=headers))[0] == 400
     assert await document(connection, event) == {}
 
 

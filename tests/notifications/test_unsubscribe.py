@@ -313,7 +313,9 @@ async def test_what_is_no_link_tells_nothing(site: Site, connection: Connection,
             413,
         ),
     ],
+    ids=range(10),
 )
+@pytest.mark.filterwarnings("ignore::aiohttp.multipart.BadContentDispositionParam")
 async def test_bodies_that_say_nothing(
     site: Site, connection: Connection, events: Events, body: bytes, content_type: str, status: int
 ) -> None:

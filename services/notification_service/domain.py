@@ -6,6 +6,7 @@ Ids are derived, not drawn: whoever processes an event again makes the same ids,
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
@@ -27,6 +28,7 @@ EXPIRED = "EXPIRED"
 TARGET_GONE = "TARGET_GONE"
 DISCARDED_BY_HAND = "DISCARDED_BY_HAND"
 USER_DELETED = "USER_DELETED"
+SEND_CANCELLED = "SEND_CANCELLED"
 
 
 class State(IntEnum):
@@ -98,6 +100,24 @@ class Notification:
     template_version: str = ""
     time_zone: str = ""
     locale: str = ""
+    # Of one that a caller sent; then its event's id is its own.
+    send_id: uuid.UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A living user as this service's own copy has it."""
+
+    user_id: uuid.UUID
+    version: int
+    username: str
+    email: str
+    display_name: str
+    locale: str
+    time_zone: str
+    labels: Mapping[str, str]
+    create_time: datetime | None
+    update_time: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

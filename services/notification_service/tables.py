@@ -390,6 +390,8 @@ recipients_feed = Table(
     # ones are replaced whatever their version.
     Column("snapshot", BigInteger, nullable=False, server_default=text("0")),
     Column("history", BigInteger, nullable=False, server_default=text("0")),
+    # Whether the token stands inside of that snapshot.
+    Column("inside", Boolean, nullable=False, server_default=text("false")),
     # Who may store: a replica, until the lease is over or the next epoch.
     Column("owner", UUID(as_uuid=True)),
     Column("epoch", BigInteger, nullable=False, server_default=text("0")),

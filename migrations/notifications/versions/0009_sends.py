@@ -44,6 +44,7 @@ def upgrade() -> None:
             sa.Column(name, sa.BigInteger(), server_default=_ZERO, nullable=False)
             for name in ("head_position", "snapshot", "history")
         ),
+        sa.Column("inside", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("owner", sa.Uuid()),
         sa.Column("epoch", sa.BigInteger(), server_default=_ZERO, nullable=False),
         sa.Column("lease_until", _TIME),
@@ -80,7 +81,10 @@ def upgrade() -> None:
         sa.Column("actor", sa.Text(), server_default=_EMPTY, nullable=False),
         sa.Column("request_id", sa.Uuid(), nullable=False),
         sa.Column("request_hash", sa.LargeBinary(), nullable=False),
-        *(sa.Column(name, sa.Text(), server_default=_EMPTY, nullable=False) for name in ("trace_parent", "trace_state")),
+        *(
+            sa.Column(name, sa.Text(), server_default=_EMPTY, nullable=False)
+            for name in ("trace_parent", "trace_state")
+        ),
         sa.Column("create_time", _TIME, nullable=False),
         *(sa.Column(name, _TIME) for name in ("start_time", "end_time")),
         sa.PrimaryKeyConstraint("id", name="sends_pkey"),

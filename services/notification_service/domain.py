@@ -6,14 +6,15 @@ Ids are derived, not drawn: whoever processes an event again makes the same ids,
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tidings.notifications.v1 import in_app_pb2, notifications_pb2
+from tidings.notifications.v1 import in_app_pb2, notifications_pb2, sends_pb2
 
 EMAIL = "email"
 IN_APP = "in_app"
@@ -123,6 +124,40 @@ class Person:
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """What a caller asked to be sent, in the hands of who makes its notifications."""
+
+    id: uuid.UUID
+    epoch: int
+    template: str
+    category: str
+    channels: Sequence[str]
+    params: Mapping[str, Any]
+    # To whom: ids in their order or, where these are None, whoever the filter matches.
+    user_ids: Sequence[uuid.UUID] | None
+    filter: Mapping[str, Any] | None
+    # When it was due.
+    due_time: datetime
+    actor: str
+    trace_parent: str
+    trace_state: str
+    # Everybody up to this user is passed; None is nobody.
+    passed: uuid.UUID | None
+    # How many unknown ids were met so far.
+    unknown: int
+
+
+class SendState(IntEnum):
+    """Send.State, as stored."""
+
+    SCHEDULED = sends_pb2.Send.SCHEDULED
+    SENDING = sends_pb2.Send.SENDING
+    SENT = sends_pb2.Send.SENT
+    CANCELLED = sends_pb2.Send.CANCELLED
+    FAILED = sends_pb2.Send.FAILED
+
+
+@dataclass(frozen=True, slots=True)
 class Cursor:
     """How far the user feed is processed, and how many notifications and deliveries that made."""
 
@@ -197,6 +232,11 @@ class Ended:
 def notification_id(event_id: uuid.UUID, rule: str) -> uuid.UUID:
     """The id of what a rule makes of an event."""
     return uuid.uuid5(event_id, rule)
+
+
+def sent_id(send_id: uuid.UUID, user_id: uuid.UUID) -> uuid.UUID:
+    """The id of the notification that a send makes for a user."""
+    return uuid.uuid5(send_id, str(user_id))
 
 
 def delivery_id(notification: uuid.UUID, channel: str, target: str) -> uuid.UUID:

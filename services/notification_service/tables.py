@@ -413,7 +413,7 @@ sends = Table(
     Column("category", Text, nullable=False),
     Column("channels", ARRAY(Text), nullable=False),
     Column("params", JSONB, nullable=False),
-    # To whom: ids in their order, or, if that is null, whoever a filter matches.
+    # To whom: ids, in their order, or, where these are null, whoever a filter matches.
     Column("user_ids", ARRAY(UUID(as_uuid=True))),
     Column("filter", JSONB),
     Column("send_time", DateTime(timezone=True), nullable=False),

@@ -14,7 +14,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import (
     ARRAY,
@@ -40,7 +40,6 @@ from notification_service.store.parts import MILLISECOND, TIME, UUID, bind, numb
 from notification_service.tables import recipients, recipients_feed
 from servicekit import arrays
 from servicekit.database import Connection, sql
-from tidings.client.reader import SnapshotPart
 
 # How many rows one transaction makes tombstones of at the end of a snapshot.
 _SWEPT_AT_ONCE = 5000
@@ -298,7 +297,7 @@ async def store(
     lease: float,
     head_position: int,
     position: int,
-    part: SnapshotPart | None = None,
+    part: Literal["begin", "within", "end"] | None = None,
     log_id: uuid.UUID | None = None,
 ) -> Held:
     """Stores what a batch says of users, each once, and that the copy is past it: as of `position`, unless it is inside

@@ -323,11 +323,11 @@ async def _serve(
 
 async def _measure(pool: Pool) -> None:
     """A background loop: asks the database for what it alone knows."""
-    deliveries = metrics.Deliveries()
+    deliveries, sending = metrics.Deliveries(), metrics.Sends()
 
     async def look() -> None:
         async with pool.connection() as connection:
             deliveries.found(await reads.standing(connection), await reads.position(connection))
-            metrics.sends_found(await sends.standing(connection))
+            sending.found(await sends.standing(connection))
 
     await process.refresh(look, _ASK)

@@ -145,6 +145,8 @@ class Order:
     passed: uuid.UUID | None
     # How many unknown ids were met so far.
     unknown: int
+    # The position of the user feed as of which the copy of the users was, at least, when the turn began.
+    as_of: int
 
 
 class SendState(IntEnum):

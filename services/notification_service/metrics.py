@@ -285,6 +285,16 @@ def expanded(**outcomes: int) -> None:
         SEND_RECIPIENTS.of(outcome).add(count)
 
 
-def sends_found(standing: Mapping[str, int]) -> None:
-    """Takes how many sends there are by state, as the database was last asked."""
-    SENDS.read = lambda: [((state,), float(count)) for state, count in standing.items()]
+class Sends:
+    """How sends stand, as the database was last asked."""
+
+    def __init__(self) -> None:
+        self._found: Mapping[str, int] = {}
+        # From the start on: the first of its kind is a rise, too.
+        for outcome in ("made", "unknown", "deleted", "no_address", "not_composed"):
+            SEND_RECIPIENTS.of(outcome)
+        SENDS.read = lambda: [((state,), float(count)) for state, count in self._found.items()]
+
+    def found(self, standing: Mapping[str, int]) -> None:
+        """Takes how many there are by state."""
+        self._found = standing

@@ -40,6 +40,7 @@ _PEOPLE_PER_TURN = 8
 # What part of a turn composing may take before the page is stored as far as it is.
 _SHARE_OF_TURN = 0.25
 _LONGEST_PAUSE = 2.0
+_MOST_REMEMBERED = 1000
 # Windows of a cancelled send that a call looks at itself.
 _SETTLED_BY_CALL = 20
 
@@ -80,8 +81,8 @@ class Sender:
         self._poll_interval = poll_interval
         self._work = asyncio.Event()
         self._draining = False
-        # The send and the version of the templates that were tried out last.
-        self._tried: tuple[uuid.UUID, str] | None = None
+        # Sends and the versions of templates that were tried out.
+        self._tried: set[tuple[uuid.UUID, str]] = set()
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -147,7 +148,8 @@ class Sender:
 
     async def _problem(self, order: Order, templates: Loaded) -> str:
         """Why a send cannot be made with these templates, which may have changed since the call; empty if it can."""
-        if self._tried == (order.id, templates.version):
+        key = order.id, templates.version
+        if key in self._tried:
             return ""
         if order.template not in templates.files.names():
             return f"UNKNOWN_TEMPLATE: there is no template {order.template} any more"
@@ -157,7 +159,9 @@ class Sender:
             )
         except RenderError as error:
             return f"TEMPLATE_FAILED: {error}"
-        self._tried = order.id, templates.version
+        if len(self._tried) >= _MOST_REMEMBERED:
+            self._tried.clear()
+        self._tried.add(key)
         return ""
 
     async def _composed(self, order: Order, found: _Found, templates: Loaded) -> Page:

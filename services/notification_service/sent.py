@@ -92,8 +92,9 @@ def notification(order: Order, person: Person, templates: Loaded, writers: Mappi
         user_id=person.user_id,
         # No event has made it: its own id keeps what would be unique of an event.
         event_id=identity,
-        # Before every event: the deletion of its user cancels what is pending.
-        event_position=0,
+        # A deletion that the copy of the users does not know of cancels what is pending; one before does not, for its
+        # user has come back since.
+        event_position=order.as_of,
         rule="",
         category=order.category,
         template=order.template,

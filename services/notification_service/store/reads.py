@@ -241,7 +241,7 @@ def notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
         user_id=str(user_id),
         # What a caller sent has no event.
         event_id="" if send_id else str(event_id),
-        event_position=event_position,
+        event_position=0 if send_id else event_position,
         rule=rule,
         category=category,
         template=template,

@@ -44,7 +44,7 @@ from servicekit.database import Connection, sql
 # How many rows one transaction makes tombstones of at the end of a snapshot.
 _SWEPT_AT_ONCE = 5000
 # How many rows a page of a filter looks at.
-_LOOKED_AT = 5000
+_LOOKED_AT = 2000
 
 _row, _feed = recipients.c, recipients_feed.c
 _NULL: Any = null()

@@ -117,7 +117,7 @@ _is_found = or_(
     func.greatest(_send.create_time, _send.send_time) + number(PATIENCE) * SECOND <= func.now(),
 )
 _due = (
-    select(_send.id)
+    select(_send.id, _copy.position.label("as_of"))
     .join(recipients_feed, true())
     .where(
         _send.state.in_((_IS[SendState.SCHEDULED], _IS[SendState.SENDING])),
@@ -155,6 +155,7 @@ _TAKE = sql(
         _send.trace_state,
         _send.passed,
         _send.unknown,
+        _due.c.as_of,
     )
 )
 _mine = (_send.id == _id, _send.epoch == bind("epoch", BigInteger()), _send.state == _IS[SendState.SENDING])

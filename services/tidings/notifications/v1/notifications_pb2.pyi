@@ -338,6 +338,7 @@ class Delivery(_message.Message):
     notification_id: _builtins.str
     user_id: _builtins.str
     event_id: _builtins.str
+    """Empty if a caller sent the notification."""
     channel: _builtins.str
     """"email" or "webhook"."""
     target: _builtins.str

@@ -51,7 +51,13 @@ NEWS = {
     "bare.subject.txt": "Bare",
     "bare.txt": "Bare",
 }
-HOOK = Destination(uuid.UUID(int=9), "crm", "https://crm.example.com", "https://crm.example.com", ())
+HOOK = Destination(
+    uuid.UUID(int=9), "crm", "https://crm.example.com", "https://crm.example.com", (), events=frozenset({"SENT"})
+)
+# It wants to hear of something else.
+OTHER = Destination(
+    uuid.UUID(int=8), "hr", "https://hr.example.com", "https://hr.example.com", (), events=frozenset({"CREATED"})
+)
 
 
 @dataclass
@@ -145,7 +151,7 @@ async def world(pool: Pool, connection: Connection, tmp_path: Path) -> AsyncIter
     for name, text in NEWS.items():
         write(tmp_path / name, text)
     await feed.read_cursor(connection)
-    composer = Composer((), Templates(tmp_path), lanes.writers(SENDER, (HOOK,)))
+    composer = Composer((), Templates(tmp_path), lanes.writers(SENDER, (HOOK, OTHER)))
     sender = Sender(pool, composer.templates, composer.writers, lambda: None, turn=2.0, poll_interval=0.05)
     server = grpc.aio.server()
     streams = Streams(
@@ -532,9 +538,10 @@ async def test_a_send_waits_for_the_copy_to_be_as_new_as_the_feed_was(world: Wor
 async def test_a_copy_that_is_not_whole_is_never_sent_by(world: World) -> None:
     ada = person("ada")
     sent = await world.send(filter={"all": True})
-    await world.connection.execute("UPDATE sends SET create_time = now() - interval '1 day', send_time = create_time")
-    world.sender.wake()
-    await asyncio.sleep(0.2)
+    await world.connection.execute(
+        "UPDATE sends SET create_time = now() - interval '1 day', send_time = now() - interval '1 day'"
+    )
+    assert await sends.take(world.connection, 600.0) is None
     assert (await world.get(sent)).state == pb.Send.SCHEDULED
     await world.know(ada)
     assert (await world.ended(sent)).counts.made == 1

@@ -22,11 +22,12 @@ from notification_service.api.notifications import NotificationService
 from notification_service.api.sends import SendService
 from notification_service.compose import Composer
 from notification_service.destinations import Destination
-from notification_service.domain import Order, Person
+from notification_service.domain import Cursor, Hold, Order, Person
 from notification_service.inbox import Inbox
 from notification_service.sender import Sender
 from notification_service.store import feed, sends
 from notification_service.store import recipients as copy
+from notification_service.store import shards as leases
 from notification_service.store.recipients import Held, Named
 from notification_service.store.sends import DeletedMeanwhileError, TurnLostError
 from notification_service.tail import Tail
@@ -36,6 +37,7 @@ from servicekit import callers, guard
 from servicekit.database import Connection, Pool
 from tests.notifications.conftest import SENDER, TRACE_PARENT, Events, batch, eventually, write
 from tests.users.calls import refused
+from tidings.client import shard_of
 from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc, sends_pb2_grpc
 from tidings.notifications.v1 import sends_pb2 as pb
 from tidings.users.v1 import users_pb2
@@ -494,6 +496,55 @@ async def test_a_user_who_is_deleted_while_the_page_is_composed_is_not_sent_to(w
     done = await world.get(sent)
     assert (done.state, done.counts) == (pb.Send.SENT, pb.Send.Counts(matched=2, made=1, deleted=1))
     assert [one.target for one in await world.deliveries()] == [bob.email]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+async def test_a_deletion_while_a_page_is_stored_cancels_what_it_made(
+    world: World, events: Events, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    ada = person("ada")
+    await world.know(ada)
+    world.sender.drain()
+    await leases.divide(world.connection, await leases.look(world.connection), shards)
+    holds = await leases.take(world.connection, uuid.uuid4(), (await leases.look(world.connection)).shards)
+    [hold] = [one for one in holds if one.shard == shard_of(str(ada.user_id), shards)]
+    await world.send(ada.user_id, channels=["email"])
+    order = replace(await hands(world)(), as_of=0)
+    looked, goes_on = asyncio.Event(), asyncio.Event()
+    living = copy.living
+
+    async def held_up(connection: Connection, ids: Any) -> set[uuid.UUID]:
+        found = await living(connection, ids)
+        looked.set()
+        await goes_on.wait()
+        return found
+
+    monkeypatch.setattr(copy, "living", held_up)
+    expanding = asyncio.create_task(world.sender._expand(order))
+    await looked.wait()
+    # The page is stored, found to be good, and not committed.
+    cursor = await feed.read_shard(world.connection, hold)
+    assert cursor is not None
+    deleting = asyncio.create_task(_delete(world, cursor, deletion(events, ada), hold))
+
+    async def waits() -> bool:
+        found = await (
+            await world.connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+        ).fetchone()
+        return found is not None and found[0] > 0
+
+    await eventually(lambda: deleting.done() or waits())
+    goes_on.set()
+    await asyncio.gather(expanding, deleting)
+    [delivery] = await world.deliveries()
+    assert (delivery.state, delivery.end_reason) == (notifications_pb2.Delivery.CANCELLED, "USER_DELETED")
+
+
+async def _delete(world: World, cursor: Cursor, event: users_pb2.UserEvent, hold: Hold) -> None:
+    async with world.pool.connection() as connection:
+        await Inbox(world.composer, lambda: None).store(connection, cursor, batch(event), hold)
 
 
 async def test_a_later_deletion_cancels_what_is_pending_of_a_send(world: World, events: Events) -> None:

@@ -338,10 +338,15 @@ async def find(connection: Connection, identity: uuid.UUID) -> sends_pb2.Send | 
     return None if row is None else _message(row).send
 
 
+# In lists, what is long is left out, and ids are only counted.
+_BRIEF = {"params": null(), "unknown_ids": null(), "user_ids": func.cardinality(_send.user_ids)}
+
+
 @cache
 def _list(names: frozenset[str]) -> str:
     wanted = (_send[name] == bindparam(name, type_=_send[name].type) for name in sorted(names) if name != "state")
-    statement = select(*(_send[name] for name in _COLUMNS)).where(_send.position < _BEFORE, *wanted)
+    columns = (_BRIEF.get(name, _send[name]) for name in _COLUMNS)
+    statement = select(*columns).where(_send.position < _BEFORE, *wanted)
     if "state" in names:
         statement = statement.where(_send.state == bind("state", SmallInteger()))
     return sql(statement.order_by(_send.position.desc()).limit(_MOST))
@@ -351,7 +356,7 @@ async def page(connection: Connection, filters: Mapping[str, Any], before: int, 
     """Sends below a position, newest first, without what is long; filters are by column."""
     values = {**filters, "before": before, "most": most}
     found = await (await connection.execute(_list(frozenset(filters)), values)).fetchall()
-    return [_message(row, brief=True) for row in found]
+    return [_message(row) for row in found]
 
 
 async def cancel(connection: Connection, identity: uuid.UUID) -> bool:
@@ -432,14 +437,14 @@ async def standing(connection: Connection) -> dict[str, int]:
     return found
 
 
-def _message(row: tuple[Any, ...], *, brief: bool = False) -> Listed:
+def _message(row: tuple[Any, ...]) -> Listed:
     found = dict(zip(_COLUMNS, row, strict=True))
     message = sends_pb2.Send(
         id=str(found["id"]),
         template=found["template"],
         category=found["category"],
         channels=found["channels"],
-        recipients=_recipients(found["user_ids"], found["filter"] or {}, brief),
+        recipients=_recipients(found["user_ids"], found["filter"] or {}),
         send_time=stamp(found["send_time"]),
         state=found["state"],
         failure=found["failure"],
@@ -451,14 +456,14 @@ def _message(row: tuple[Any, ...], *, brief: bool = False) -> Listed:
         trace_parent=found["trace_parent"],
         trace_state=found["trace_state"],
     )
-    if not brief:
-        message.params.update(found["params"])
-        message.unknown_user_ids.extend(str(one) for one in found["unknown_ids"])
+    message.params.update(found["params"] or {})
+    message.unknown_user_ids.extend(str(one) for one in found["unknown_ids"] or ())
     return Listed(found["position"], message)
 
 
-def _recipients(ids: Sequence[uuid.UUID] | None, filter_: Mapping[str, Any], brief: bool) -> sends_pb2.Send.Recipients:
+def _recipients(ids: Sequence[uuid.UUID] | int | None, asked: Mapping[str, Any]) -> sends_pb2.Send.Recipients:
+    """Of ids, or only their number, or of a filter."""
     if ids is None:
-        return sends_pb2.Send.Recipients(filter=sends_pb2.Send.Filter(**filter_))
-    named = [] if brief else [str(one) for one in ids]
-    return sends_pb2.Send.Recipients(user_ids=sends_pb2.Send.UserIds(ids=named, total=len(ids)))
+        return sends_pb2.Send.Recipients(filter=sends_pb2.Send.Filter(**asked))
+    named, total = ([], ids) if isinstance(ids, int) else ([str(one) for one in ids], len(ids))
+    return sends_pb2.Send.Recipients(user_ids=sends_pb2.Send.UserIds(ids=named, total=total))

@@ -204,6 +204,22 @@ async def test_one_replica_at_a_time_and_the_next_goes_on(
             await eventually(the_other_has_it)
 
 
+async def test_a_connection_that_breaks_is_one_of_many(
+    users: ServiceProcess, pool: Pool, connection: Connection
+) -> None:
+    stub = stub_of(users)
+    async with keeping(pool, users):
+        expected: Copy = {}
+        for name in ("ada", "bob", "eve"):
+            await stub.CreateUser(create(username=name, email=f"{name}@example.com"))
+            expected[name] = (1, f"{name}@example.com")
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid != pg_backend_pid()"
+            )
+            await eventually(equals(connection, expected))
+
+
 async def test_nothing_is_stored_twice_or_by_who_has_lost_it(connection: Connection, events: Events) -> None:
     held = await store.take(connection, uuid.uuid4(), 30.0)
     assert held is not None

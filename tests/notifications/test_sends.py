@@ -33,7 +33,7 @@ from notification_service.store.sends import DeletedMeanwhileError, TurnLostErro
 from notification_service.tail import Tail
 from notification_service.templates import Templates
 from notification_service.watch import Streams
-from servicekit import callers, guard
+from servicekit import callers, database, guard
 from servicekit.database import Connection, Pool
 from tests.notifications.conftest import SENDER, TRACE_PARENT, Events, batch, eventually, write
 from tests.users.calls import refused
@@ -108,7 +108,14 @@ class World:
         """The send once it is at its end."""
 
         async def is_ended() -> bool:
-            return (await self.get(send)).state in (pb.Send.SENT, pb.Send.CANCELLED, pb.Send.FAILED)
+            try:
+                found = await self.get(send)
+            except grpc.aio.AioRpcError as error:
+                # One of the pool's connections was broken.
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                return False
+            return found.state in (pb.Send.SENT, pb.Send.CANCELLED, pb.Send.FAILED)
 
         await eventually(is_ended)
         return await self.get(send)
@@ -633,6 +640,36 @@ async def test_lists_have_pages_and_filters_and_leave_out_what_is_long(world: Wo
     assert await sends.standing(world.connection) == {
         "scheduled": 0, "sending": 0, "sent": 4, "cancelled": 1, "failed": 0
     }  # fmt: skip
+
+
+async def test_connections_that_break_double_and_lose_nothing(
+    world: World, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from notification_service import sender as module
+
+    monkeypatch.setattr(module, "_PAGE", 5)
+    people = [person() for _ in range(60)]
+    await world.know(*people)
+    sent = await world.send(filter={"all": True}, channels=["in_app"])
+    async with await database.connect(url, "breaks") as breaks:
+        for count in (5, 25, 45):
+
+            async def reached(count: int = count) -> bool:
+                row = await (await breaks.execute("SELECT count(*) FROM notifications")).fetchone()
+                return row is not None and row[0] >= count
+
+            await eventually(reached)
+            await breaks.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'tests' AND pid != %s",
+                (world.connection.info.backend_pid,),
+            )
+    done = await world.ended(sent)
+    assert (done.state, done.counts) == (pb.Send.SENT, pb.Send.Counts(matched=60, made=60))
+    await world.pool.check()
+    notes = await world.notifications(sent)
+    assert sorted(one.position for one in notes) == list(range(1, 61))
+    assert len({one.user_id for one in notes}) == 60
 
 
 async def test_pages_go_on_where_the_last_one_ended_and_sends_take_turns(

@@ -204,6 +204,11 @@ def not_suppressed(channel: str, target: str) -> NotFoundError:
     )
 
 
+def unknown_send(identity: str) -> NotFoundError:
+    """A send that does not exist."""
+    return NotFoundError(f"id: no send {identity}", reason="UNKNOWN_SEND", metadata={"field": "id", "id": identity})
+
+
 def database_unavailable() -> UnavailableError:
     """The database cannot be reached."""
     return UnavailableError("the database is not available", reason="DATABASE_UNAVAILABLE", retry_after=1.0)

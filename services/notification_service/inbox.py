@@ -99,7 +99,7 @@ class Inbox:
         time = batch.events[-1].commit_time.ToDatetime(tzinfo=UTC) if batch.events else None
         head = max(batch.head_position, batch.position)
         gone = (one for one in batch.events if one.type == users_pb2.UserEvent.DELETED and _is_news(one, cursor.floors))
-        deleted = {uuid.UUID(one.user.id): one.position for one in gone}
+        deleted = {uuid.UUID(one.user.id): feed.Deletion(one.position, one.user.version) for one in gone}
         stored = await feed.write_inbox(
             connection, locked, new, after, position_time=time, head_position=head, deleted=deleted
         )

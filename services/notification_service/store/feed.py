@@ -32,6 +32,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as insert_or_ignore
 
 from notification_service.domain import NOT_COMPOSED, USER_DELETED, Cursor, Hold, Notification, Result, State
+from notification_service.store import recipients
 from notification_service.store.leases import cancellation
 from notification_service.store.parts import TIME, UUID, bind, number, rows
 from notification_service.store.shards import DIVIDED, is_divided
@@ -146,6 +147,7 @@ _note = rows(
     n_template_version=Text(),
     n_time_zone=Text(),
     n_locale=Text(),
+    n_send_id=UUID,
 )
 _sent = rows(
     d_id=UUID,
@@ -203,6 +205,13 @@ def _store(moved: Any, *moves: Any) -> str:
 
 _STORE_WHOLE = _store(_whole, _seen)
 _STORE_SHARD = _store(_counters, _move_shard.cte("shard_moved"))
+# What a send makes leaves the feed's place alone.
+_STORE_SENT = _store(
+    update(inbox)
+    .values(**{name: _counted[name] for name in ("notification_position", "delivery_position")})
+    .returning(inbox.c.notification_position, inbox.c.delivery_position)
+    .cte("moved")
+)
 _MOVE_WHOLE = sql(select(_whole).add_cte(_seen))
 _MOVE_SHARD = sql(_move_shard)
 _RESET = sql(
@@ -234,6 +243,14 @@ class Locked:
     hold: Hold | None
     inbox_token: str | None
     inbox_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """When a user was deleted: the event's position, and the user's version."""
+
+    position: int
+    version: int
 
 
 async def silence(connection: Connection) -> float:
@@ -344,11 +361,11 @@ async def write_inbox(
     *,
     position_time: datetime | None,
     head_position: int,
-    deleted: Mapping[uuid.UUID, int],
+    deleted: Mapping[uuid.UUID, Deletion],
 ) -> Cursor | None:
     """Stores notifications and deliveries, cancels what is pending for users that were deleted and was made of events
-    before that position, moves the cursor, and commits. Returns the cursor with its counters; None, with nothing
-    committed, if the inbox's row has changed since the cursor was locked.
+    before that position, marks them in the copy of the users, moves the cursor, and commits. Returns the cursor with
+    its counters; None, with nothing committed, if the inbox's row has changed since the cursor was locked.
     """
     values: dict[str, Any] = {
         "log_id": after.log_id,
@@ -375,15 +392,33 @@ async def write_inbox(
         after = replace(after, notification_position=row[0], delivery_position=row[1])
     else:
         await connection.execute(_MOVE_SHARD, values)
+        if deleted:
+            await connection.execute(_LOCK_CURSOR)
     if deleted:
+        # Under the lock of the inbox's row, as whoever stores a send: either sees the mark, or what it made is here.
+        await recipients.bury(connection, {user_id: one.version for user_id, one in deleted.items()})
         gone: dict[str, Any] = {
             "g_user_id": arrays.uuids(list(deleted)),
-            "g_position": arrays.bigints(list(deleted.values())),
+            "g_position": arrays.bigints([one.position for one in deleted.values()]),
             "reason": USER_DELETED,
         }
         await connection.execute(_CANCEL_FOR_DELETED, gone)
     await connection.execute("COMMIT")
     return after
+
+
+async def store_sent(connection: Connection, made: Sequence[Notification]) -> None:
+    """Stores notifications and deliveries that no event made, in the caller's transaction, which holds the lock of the
+    inbox's row from then on.
+    """
+    values = {
+        "more_notifications": len(made),
+        "more_deliveries": sum(len(one.deliveries) for one in made),
+        **_notification_arrays(made),
+        **_delivery_arrays(made),
+    }
+    if await (await connection.execute(_STORE_SENT, values)).fetchone() is None:
+        raise LookupError("the inbox has no row")
 
 
 def _notification_arrays(made: Sequence[Notification]) -> dict[str, arrays.Array]:
@@ -404,6 +439,7 @@ def _notification_arrays(made: Sequence[Notification]) -> dict[str, arrays.Array
         "n_template_version": arrays.texts([one.template_version for one in made]),
         "n_time_zone": arrays.texts([one.time_zone for one in made]),
         "n_locale": arrays.texts([one.locale for one in made]),
+        "n_send_id": arrays.nullable_uuids([one.send_id for one in made]),
     }
 
 

@@ -168,7 +168,7 @@ def _unsubscribing(
     from notification_service import web
     from notification_service.unsubscribe import Switches
 
-    application = web.application(files.links, Switches(queries, files.categories))
+    application = web.application(files.links, Switches(queries, files.categories), settings.mail_from)
     return web.Server(application, pages, grace=settings.drain_time)
 
 

@@ -21,7 +21,7 @@ from notification_service.event_search import Found
 from notification_service.gate import Candidate, Defer, Send
 from notification_service.rules import Rule
 from notification_service.store.outlook import Circumstances
-from tidings.notifications.v1 import notifications_pb2, sends_pb2
+from tidings.notifications.v1 import notifications_pb2
 from tidings.notifications.v1.notifications_pb2 import Delivery, Notification
 from tidings.users.v1 import users_pb2
 
@@ -50,32 +50,17 @@ class Facts:
     now: datetime
     # Whether it is the event that is explained, with every rule, or one of its notifications.
     whole: bool = True
-    # What made the notification, if no event did.
-    send: sends_pb2.Send | None = None
 
 
 def steps(facts: Facts) -> list[Step]:
     """The steps, in order."""
-    told = [_send(facts.send)] if facts.send else [*_event(facts), *_rules(facts)]
+    told = [*_event(facts), *_rules(facts)]
     for one in facts.notifications:
         told += _notification(facts, one)
         for delivery in facts.deliveries:
             if delivery.notification_id == one.id:
                 told += _delivery(facts, one, delivery)
     return told
-
-
-def _send(send: sends_pb2.Send) -> Step:
-    by = f" by {send.actor}" if send.actor else ""
-    due = send.send_time.ToDatetime(tzinfo=UTC)
-    later = f" for {due:%Y-%m-%d %H:%M:%S} UTC" if due > send.create_time.ToDatetime(tzinfo=UTC) else ""
-    return Step(
-        kind=Step.SEND,
-        verdict=sends_pb2.Send.State.Name(send.state),
-        time=send.create_time,
-        name=send.id,
-        detail=f"asked for{by}{later}, to {send.counts.made} user{'' if send.counts.made == 1 else 's'} so far",
-    )
 
 
 def _event(facts: Facts) -> Iterator[Step]:

@@ -713,23 +713,3 @@ async def test_a_page_that_takes_long_is_stored_as_far_as_it_is(world: World) ->
         made.append((counts.made, counts.unknown, counts.deleted))
     assert made == [(8, 1, 1), (16, 1, 1), (20, 2, 2)]
     assert len(await world.notifications(sent)) == 20
-
-
-async def test_a_notification_of_a_send_is_explained_by_it(world: World) -> None:
-    ada = person("ada")
-    await world.know(ada)
-    sent = await world.stub.SendNotification(
-        request(ada.user_id, channels=["email", "in_app"]), metadata=(("caller", "shop"),)
-    )
-    done = await world.ended(sent)
-    [note] = await world.notifications(done)
-    told = await world.lists.ExplainDelivery(notifications_pb2.ExplainDeliveryRequest(notification_id=note.id))
-    kinds = notifications_pb2.ExplainDeliveryResponse.Step.Kind
-    assert [(kinds.Name(one.kind), one.verdict) for one in told.steps] == [
-        ("SEND", "SENT"),
-        ("NOTIFICATION", "MADE"),
-        ("CHANNEL", "SHOWN"),
-        ("PREFERENCE", "ON"),
-        ("OUTLOOK", "DUE"),
-    ]
-    assert (told.steps[0].name, told.steps[0].detail) == (sent.id, "asked for by shop, to 1 user so far")

@@ -15,7 +15,7 @@ from notification_service.categories import Categories
 from notification_service.event_search import Found
 from notification_service.explain import Facts
 from notification_service.rules import Rule
-from notification_service.store import outlook, reads, sends
+from notification_service.store import outlook, reads
 from servicekit.database import Pool
 from servicekit.errors import Violation, invalid
 from tidings.client import shard_of
@@ -52,8 +52,6 @@ class Explainer:
             user_id = uuid.UUID(notifications[0].user_id)
         if user_id is None:  # an event without a user is refused before
             raise RuntimeError("nobody to explain it for")
-        if notifications and notifications[0].send_id:
-            return await self._explained(notifications, user_id, Found(), whole=False)
         event_id = uuid.UUID(notifications[0].event_id) if notifications else subject
         found = await event_search.find(self.users, user_id, event_id, timeout=_SEARCH_TIMEOUT)
         return await self._explained(notifications, user_id, found, whole=field == "event_id")
@@ -69,8 +67,6 @@ class Explainer:
                 deliveries += [one.delivery for one in listed[::-1]]
             circumstances = await outlook.find(connection, ids) if ids else {}
             inbox = await reads.inbox_state(connection)
-            send_id = notifications[0].send_id if notifications else ""
-            send = await sends.find(connection, uuid.UUID(send_id)) if send_id else None
         shards = {one.index: one.position for one in inbox.shards}
         facts = Facts(
             found=found,
@@ -84,7 +80,6 @@ class Explainer:
             disabled=self.disabled(),
             now=datetime.now(UTC),
             whole=whole,
-            send=send,
         )
         return notifications_pb2.ExplainDeliveryResponse(steps=explain.steps(facts))
 

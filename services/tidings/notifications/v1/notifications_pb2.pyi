@@ -486,8 +486,6 @@ class ExplainDeliveryResponse(_message.Message):
             delivery. QUIET_HOURS: until `time`. SUPPRESSED, SWITCHED_OFF: it will be cancelled. PAUSED: who would be asked
             is away. DISABLED: the endpoint is.
             """
-            SEND: ExplainDeliveryResponse.Step._Kind.ValueType  # 12
-            """What another service sent, instead of an event and its rules: the state of the send, and who asked for it."""
 
         class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
         KIND_UNSPECIFIED: ExplainDeliveryResponse.Step.Kind.ValueType  # 0
@@ -527,8 +525,6 @@ class ExplainDeliveryResponse(_message.Message):
         delivery. QUIET_HOURS: until `time`. SUPPRESSED, SWITCHED_OFF: it will be cancelled. PAUSED: who would be asked
         is away. DISABLED: the endpoint is.
         """
-        SEND: ExplainDeliveryResponse.Step.Kind.ValueType  # 12
-        """What another service sent, instead of an event and its rules: the state of the send, and who asked for it."""
 
         KIND_FIELD_NUMBER: _builtins.int
         VERDICT_FIELD_NUMBER: _builtins.int
@@ -579,7 +575,7 @@ class ExplainDeliveryResponse(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainDeliveryResponse.Step]:
-        """In order: the event and its rules, or the send, and of each notification what was made of it, then each delivery from its beginning
+        """In order: the event, its rules, and of each notification what was made of it, then each delivery from its beginning
         to its end.
         """
 

@@ -25,6 +25,7 @@ from notification_service.watch import Streams
 from servicekit import callers, database, guard
 from tests.cli.conftest import System, Tidings
 from tests.harness import Database
+from tests.notifications.conftest import explainer
 from tidings.notifications.v1 import notifications_pb2_grpc, sends_pb2_grpc
 
 ADA = uuid.UUID(int=1)
@@ -69,7 +70,7 @@ async def service(system: System, notifications_database: Database, tmp_path: Pa
             (sends_pb2_grpc.add_SendServiceServicer_to_server, SendService(pool, composer, head, sender.wake)),
             (
                 notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
-                NotificationService(pool, streams, lambda: None),
+                NotificationService(pool, streams, explainer(pool), lambda: None),
             ),
         ):
             guard.add(server, callers.anyone, add, servicer)

@@ -16,7 +16,14 @@ from grpc_health.v1._async import HealthServicer
 from tests.harness import until
 from tidings.client import ApiError, Users, connect
 from tidings.client.channel import _OPTIONS
-from tidings.notifications.v1 import endpoints_pb2, in_app_pb2, notifications_pb2, preferences_pb2, templates_pb2
+from tidings.notifications.v1 import (
+    endpoints_pb2,
+    in_app_pb2,
+    notifications_pb2,
+    preferences_pb2,
+    sends_pb2,
+    templates_pb2,
+)
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -125,6 +132,8 @@ def test_what_is_tried_again_reads_or_has_a_request_id() -> None:
         *("DisableEndpoint", "PreviewTemplate", "SendTestTemplate", "ReloadTemplates"),
         *("UpdatePreferences", "CreateSuppression", "DeleteSuppression"),
     }
+    # Answers a repeat as it answered the first.
+    same = {"CancelSend"}
     safe = set()
     for service in (
         users_pb2.DESCRIPTOR.services_by_name["UserService"],
@@ -133,6 +142,7 @@ def test_what_is_tried_again_reads_or_has_a_request_id() -> None:
         endpoints_pb2.DESCRIPTOR.services_by_name["EndpointService"],
         templates_pb2.DESCRIPTOR.services_by_name["TemplateService"],
         preferences_pb2.DESCRIPTOR.services_by_name["PreferenceService"],
+        sends_pb2.DESCRIPTOR.services_by_name["SendService"],
     ):
         for method in service.methods:
             request = method.input_type
@@ -140,7 +150,7 @@ def test_what_is_tried_again_reads_or_has_a_request_id() -> None:
             inner = request.fields_by_name.get("requests")
             fields = ((inner and inner.message_type) or request).fields_by_name
             unary = not (method.server_streaming or method.client_streaming)
-            if unary and (method.name.startswith(reads) or "request_id" in fields):
+            if unary and (method.name.startswith(reads) or "request_id" in fields or method.name in same):
                 safe.add((service.full_name, method.name))
             else:
                 # Streams go on where they were by themselves.

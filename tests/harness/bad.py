@@ -1,7 +1,7 @@
-"""What servers that misbehave share: a plan of what they do to whom, what they have received, and a gate to hold them at.
+"""What servers that misbehave share: a plan of their troubles, what they have received, and a gate to hold them at.
 
-A plan follows from its seed: trouble number N is the same in every run. Each kind of trouble comes once before any comes
-again. `tell` puts some first, for tests of one kind.
+A plan follows from its seed: what number N meets is the same in every run. Each kind of trouble comes once before any
+comes again. `tell` puts some first, for tests of one kind.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Gone(Exception):  # noqa: N818 - nothing went wrong
 class Received:
     """A message that a server got in full.
 
-    `at` is when, by `time.time()`; `peer` is the sender's port. `accepted` says that the server has taken it for its own,
-    whatever it answered; `answer_time` is when all of a positive answer was written, 0 while it was not.
+    `at` is when, by `time.time()`; `peer` is the sender's port. `accepted` says that the server has taken it for its
+    own, whatever it answered; `answer_time` is when all of a positive answer was written, 0 while it was not.
     """
 
     server: str
@@ -116,7 +116,7 @@ class Gate:
 
     @asynccontextmanager
     async def armed(self, moment: Moment, wanted: Callable[[int], bool] = _anybody) -> AsyncIterator[Hold]:
-        """Holds the next message at this moment whose sender's port is wanted; it is let go at the end of the context."""
+        """Holds the next message whose sender's port is wanted; it is let go at the end of the context."""
         hold = Hold(moment, wanted)
         self._armed.append(hold)
         try:

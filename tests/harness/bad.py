@@ -150,6 +150,7 @@ class BadServer:
         # The ports of those who are handing over a message just now.
         self.working: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._muted = False
         self._server: asyncio.Server | None = None
 
     @property
@@ -170,9 +171,16 @@ class BadServer:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
+        self._muted = False
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def mute(self) -> None:
+        """Says nothing more on the connections that are open."""
+        self._muted = True
+        for task in self._tasks:
+            task.cancel()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -181,7 +189,11 @@ class BadServer:
         self.connections += 1
         peer = peer_of(writer)
         try:
-            await self._serve(reader, writer)
+            try:
+                await self._serve(reader, writer)
+            except asyncio.CancelledError:
+                if self._muted:
+                    await until_gone(reader)
         except (Gone, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
             pass
         finally:

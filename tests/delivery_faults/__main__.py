@@ -76,7 +76,9 @@ def _all_broken(asked: argparse.Namespace, console: Console, seed: int, seconds:
         console.print(f"{switch.name}: {switch.what}", highlight=False)
         result = _once(asked, console, seed, seconds, switch.name)
         found.append(switch.promise in result.broken)
-        table.add_row(switch.name, switch.promise, "yes" if found[-1] else "NO", ", ".join(result.broken))
+        told = "yes" if found[-1] else "NO", ", ".join(result.broken)
+        console.print(f"  found by {switch.promise}: {told[0]}; broken: {told[1]}", highlight=False)
+        table.add_row(switch.name, switch.promise, *told)
     console.print(table)
     return KEPT if all(found) else BROKEN
 

@@ -74,8 +74,8 @@ KILLED, PAUSED, AWAY = "killed", "paused", "away"
 
 
 class Deed(NamedTuple):
-    """What was done to the system: `what` says that a replica was killed or paused, or that the database was away. `hit`
-    says whether it met work in flight, `until` when it was over.
+    """What was done to the system: `what` says that a replica was killed or paused, or that the database was away.
+    `hit` says whether it met work in flight, `until` when it was over.
     """
 
     kind: str

@@ -220,7 +220,11 @@ async def _position(made: Site) -> int:
 async def _gather(made: Site, directory: Path) -> Evidence:
     shutil.copy(made.postgres.log_path, directory / "postgres.log")
     found = Evidence(BOUNDS, made.endpoints)
-    found.events = [event async for event in _feed(made)]
+    while not found.events:
+        try:
+            found.events = [event async for event in _feed(made)]
+        except grpc.aio.AioRpcError:
+            await asyncio.sleep(0.5)
     found.changes = list(_changes(directory))
     found.notifications = [
         evidence.Notification(str(id_), int(str(position)), str(event), int(str(at)), str(user), str(rule))

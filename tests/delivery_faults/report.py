@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.delivery_faults.kinds import KINDS
 from tests.delivery_faults.promises import BY_OUTAGE, NOT_READ, causes, judge
 from tests.faults.report import BROKEN, FULL_SECONDS, KEPT, NOT_EXERCISED, wanted_hits
 from tests.harness.bad_http import Trouble as HttpTrouble
-from tests.harness.bad_smtp import OF_CONNECTIONS, OF_MAILS
+from tests.harness.bad_smtp import OF_CONNECTIONS, OF_MAILS, Act, Stage, Trouble
 from tests.proof.exercise import Tally
 from tests.proof.verdict import Verdict
 
@@ -80,6 +81,28 @@ def report(evidence: Evidence, seed: int, seconds: float) -> Report:
     )  # fmt: skip
 
 
+def _counts(title: str, counts: Mapping[str, int]) -> Table:
+    table = Table(title, "times", box=None, pad_edge=False)
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}")
+    return table
+
+
+def _of_mail_servers(troubles: Mapping[str, int]) -> Table:
+    """What they did, by the stage of the protocol."""
+    table = Table(
+        "what a mail server did, and at which stage", *(stage.value for stage in Stage), box=None, pad_edge=False
+    )
+    all_ = {*OF_CONNECTIONS, *OF_MAILS}
+    for accepted in (False, True):
+        for act in Act:
+            row = [Trouble(stage, act, accepted) for stage in Stage]
+            if not all_.isdisjoint(row):
+                did = f"accepts, then {act.value}" if accepted else act.value
+                table.add_row(did, *(f"{troubles[str(one)]:,}" if one in all_ else "" for one in row))
+    return table
+
+
 def show(report: Report, console: Console) -> None:
     """Prints the tables."""
     promises = Table("promise", "checked", "broken", box=None, pad_edge=False)
@@ -89,15 +112,13 @@ def show(report: Report, console: Console) -> None:
     for verdict in report.verdicts:
         for example in verdict.examples[:5]:
             console.print(f"{verdict.promise}: {example}", markup=False, highlight=False, soft_wrap=True)
-    for title, counts in (
-        ("what excuses a duplicate", report.causes),
-        ("trouble that a server made of work in flight", report.troubles),
-    ):
-        console.print()
-        table = Table(title, "times", box=None, pad_edge=False)
-        for name, count in counts.items():
-            table.add_row(name, f"{count:,}")
-        console.print(table)
+    console.print()
+    console.print(_counts("what excuses a duplicate", report.causes))
+    console.print()
+    console.print(_of_mail_servers(report.troubles))
+    console.print()
+    calls = {str(one): report.troubles[str(one)] for one in HttpTrouble}
+    console.print(_counts("what an HTTP server did to a call", calls))
     console.print()
     faults = Table("fault", "times", "hit work in flight", box=None, pad_edge=False)
     for tally in report.tallies:

@@ -64,8 +64,9 @@ async def _paused(site: Site, replica: Member, chance: random.Random, kind: str,
     begun = [0.0, 0.0]
 
     async def strike(hit: bool) -> None:
-        begun[:] = time.time(), float(hit)
-        replica.process.send(signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):
+            replica.process.send(signal.SIGSTOP)
+            begun[:] = time.time(), float(hit)
 
     await _at(site, replica, moment, strike)
     if begun[0]:

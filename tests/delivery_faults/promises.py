@@ -148,7 +148,7 @@ def _cause(evidence: Evidence, attempts: Sequence[Attempt], before: Received, af
     if not made:
         return None
     last = made[-1]
-    if not last.end and (cause := _met(evidence, last, last.start + timeout + evidence.bounds.lease)):
+    if not last.end and (cause := _met(evidence, last, last.start + timeout)):
         return cause
     if last.outcome == "FAILED" and not last.code and last.end - last.start >= 0.9 * timeout:
         return _met(evidence, last, last.end) or NOT_READ
@@ -165,10 +165,12 @@ def _cause(evidence: Evidence, attempts: Sequence[Attempt], before: Received, af
 
 
 def _met(evidence: Evidence, attempt: Attempt, until: float) -> str | None:
-    """What was done while an attempt was on its way, or its outcome was not recorded yet."""
+    """What was done while an attempt was on its way until then, or its outcome could not be recorded."""
     for what in (KILLED, PAUSED, AWAY):
+        # An outcome waits for the database as long as it is away; the lease does not.
+        last = until + (evidence.bounds.lease if what == AWAY else _SLACK)
         for deed in evidence.deeds:
-            if deed.what == what and deed.until >= attempt.start - _SLACK and deed.at <= until:
+            if deed.what == what and deed.until >= attempt.start - _SLACK and deed.at <= last:
                 return _BY[what]
     return None
 

@@ -155,9 +155,7 @@ def _cause(evidence: Evidence, attempts: Sequence[Attempt], before: Received, af
     # Whoever was stopped in the middle of an attempt goes on with it when it wakes, though it is another's by then.
     for deed in evidence.deeds:
         if deed.what == PAUSED:
-            stopped = [
-                one for one in attempts if not one.end and one.start - _SLACK <= deed.until and one.start <= deed.at
-            ]
+            stopped = any(not one.end and deed.at - timeout - _SLACK <= one.start <= deed.at for one in attempts)
             late = any(deed.until - _SLACK <= one.at <= deed.until + timeout + _SLACK for one in (before, after))
             if stopped and late:
                 return BY_PAUSE

@@ -15,6 +15,7 @@ import psycopg
 
 from notification_service import categories, endpoints, lanes, metrics, reset, rules, template_reload
 from notification_service.api.endpoints import EndpointService
+from notification_service.api.explanations import Explainer
 from notification_service.api.in_app import InAppService
 from notification_service.api.notifications import NotificationService
 from notification_service.api.preferences import PreferenceService
@@ -224,11 +225,14 @@ async def _serve(
         lease=settings.shard_lease,
         patience=settings.standby_patience,
     )
+    explainer = Explainer(
+        queries, users, composer.rules, files.categories, dispatcher.away, lambda: frozenset(known.paused_targets())
+    )
     rpc.add_tools(door, *_SERVICES)
     for add, servicer in (
         (
             notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
-            NotificationService(queries, streams, dispatcher.wake),
+            NotificationService(queries, streams, explainer, dispatcher.wake),
         ),
         (in_app_pb2_grpc.add_InAppServiceServicer_to_server, InAppService(queries, tail.hint)),
         (

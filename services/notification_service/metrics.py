@@ -69,7 +69,10 @@ COMMIT_TO_DELIVERED = Histogram(
 PENDING = Gauge("tidings.deliveries.pending", "{delivery}", "Deliveries not done, as of 10 s ago at most.", _CHANNEL)
 PARKED = Gauge("tidings.deliveries.parked", "{delivery}", "Parked deliveries, as of 10 s ago at most.", _CHANNEL)
 OLDEST_PENDING_AGE = Gauge(
-    "tidings.deliveries.oldest_pending_age", "s", "The age of the oldest delivery that is not done, or 0.", _CHANNEL
+    "tidings.deliveries.oldest_pending_age",
+    "s",
+    "The age of the oldest delivery that is tried, or 0; not of what waits for quiet hours, another or an endpoint.",
+    _CHANNEL,
 )
 PAUSED = Gauge(
     "tidings.delivery.paused",

@@ -60,11 +60,17 @@ class Rule(configfile.Entry):
             raise ValueError("names one twice")
         return names
 
+    def is_about(self, event: users_pb2.UserEvent) -> bool:
+        """Whether the event is of a type that this rule is on."""
+        return event.type in (EVENT_TYPES[name] for name in self.on)
+
+    def concerns(self, event: users_pb2.UserEvent) -> bool:
+        """Whether the event changed what this rule looks at."""
+        return not self.changed_fields or not self.changed_fields.isdisjoint(event.changed_fields)
+
     def matches(self, event: users_pb2.UserEvent) -> bool:
         """Whether this rule makes a notification of an event."""
-        if event.type not in (EVENT_TYPES[name] for name in self.on):
-            return False
-        return not self.changed_fields or not self.changed_fields.isdisjoint(event.changed_fields)
+        return self.is_about(event) and self.concerns(event)
 
 
 def load(path: Path | None) -> tuple[Rule, ...]:

@@ -13,8 +13,9 @@ from sqlalchemy import BigInteger, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from notification_service import errors
+from notification_service.domain import State
 from notification_service.store import parts
-from notification_service.tables import preferences
+from notification_service.tables import deliveries, preferences
 from servicekit.database import Connection, sql
 
 _row = preferences.c
@@ -38,6 +39,18 @@ _CHANGE = sql(
     .returning(_row.update_time)
 )
 
+# What waits for the end of quiet hours is asked about again: they may be others now.
+_ASK_AGAIN = sql(
+    update(deliveries)
+    .where(
+        deliveries.c.user_id == _USER,
+        deliveries.c.state == parts.number(State.PENDING),
+        deliveries.c.deferred.is_not(None),
+        deliveries.c.next_attempt_time > func.now(),
+    )
+    .values(next_attempt_time=func.now())
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -56,6 +69,7 @@ async def find(connection: Connection, user_id: uuid.UUID) -> Stored:
 
 async def change(connection: Connection, user_id: uuid.UUID, changes: Mapping[str, Any], *, version: int = 0) -> Stored:
     """Sets the keys of a user's document to those of `changes`, which must be valid; an empty value removes its key.
+    What is deferred is due at once, to be judged by them.
 
     With a version that is not 0 only if that is the current one. Raises STALE_VERSION.
     """
@@ -71,4 +85,5 @@ async def change(connection: Connection, user_id: uuid.UUID, changes: Mapping[st
         document = {key: value for key, value in {**found.document, **changes}.items() if value}
         values = {"user_id": user_id, "document": Jsonb(document), "version": found.version + 1}
         changed = await (await connection.execute(_CHANGE, values)).fetchone()
+        await connection.execute(_ASK_AGAIN, {"user_id": user_id})
     return Stored(document, found.version + 1, changed[0] if changed else None)

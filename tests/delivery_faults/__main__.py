@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.delivery_faults import broken
+from tests.delivery_faults import broken, evidence
 from tests.delivery_faults.report import Report, report, show
 from tests.delivery_faults.run import Settings, run
 from tests.faults.report import BROKEN, KEPT, wanted_hits
@@ -61,6 +61,8 @@ def _once(asked: argparse.Namespace, console: Console, seed: int, seconds: float
     settings = Settings(seed, seconds, wanted_hits(seconds), directory, asked.replicas, asked.callers, switch, say)
     try:
         found = asyncio.run(run(settings))
+        if asked.keep:
+            evidence.keep(found, directory / "evidence.json")
         say("judging")
         return report(found, seed, seconds)
     finally:

@@ -4,9 +4,12 @@ seconds since the epoch.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from tests.harness.bad import Received
 
@@ -119,3 +122,23 @@ class Evidence:
     deeds: list[Deed] = field(default_factory=list)
     troubles: Counter[str] = field(default_factory=Counter)
     notes: dict[str, object] = field(default_factory=dict)
+
+
+def keep(evidence: Evidence, path: Path) -> None:
+    """Writes it as JSON lines, `["Kind", field, ...]`, for people to look at; of contents a digest."""
+    rows: list[tuple[Any, ...]] = [
+        (type(row).__name__, *(sorted(part) if isinstance(part, frozenset) else part for part in row))
+        for rows_ in (
+            evidence.events, evidence.notifications, evidence.deliveries, evidence.attempts, evidence.operations,
+            evidence.deeds,
+        )
+        for row in rows_
+    ]  # fmt: skip
+    rows += [
+        (
+            "Received", one.server, one.key, one.target, hashlib.sha256(one.content).hexdigest()[:16], one.peer, one.at,
+            one.accepted, one.answer_time,
+        )
+        for one in evidence.received
+    ]  # fmt: skip
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")

@@ -109,7 +109,7 @@ async def _postgres_crashed(site: Site, chance: random.Random, kind: str) -> Non
 Strike = Callable[[Site, Member, random.Random, str], Awaitable[None]]
 REPLICA_FAULTS: dict[str, Strike] = {
     f"replica {what}{when}": partial(strike, moment=moment)
-    for what, strike in (("killed (-9)", _killed), ("paused beyond the lease", _paused))
+    for what, strike in (("killed (-9)", _killed), ("paused too long", _paused))
     for when, moment in (
         ("", _ANY),
         (", a message begun", Moment.BEGUN),

@@ -190,7 +190,10 @@ def ordered(evidence: Evidence) -> Verdict:
             for at, earlier in passed:
                 verdict.checked += 1
                 if at > arrived[0].at and not away.before(earlier, arrived[0].at):
-                    verdict.breaks(f"delivery {one.id} has overtaken {earlier.id} ({one.channel} to {one.target})")
+                    verdict.breaks(
+                        f"delivery {one.id} to {one.target} has overtaken {earlier.id}, at {arrived[0].at:.3f} to {at:.3f};"
+                        f" which is {away.told(earlier)}"
+                    )
             passed.append((arrived[0].at, one))
     return verdict
 
@@ -214,12 +217,24 @@ class _Away:
             return True
         if delivery.channel in self._holds:
             return False
-        # Parked by its last attempt before it was replayed or discarded.
+        # Parked by its last attempt before it was replayed or discarded, or for good.
         parked = [
             max((one.end for one in self._attempts[delivery.id] if one.start <= operation.time), default=0.0)
             for operation in operations
         ]
+        if delivery.state == "PARKED":
+            parked.append(delivery.end)
         return any(since and since <= time for since in parked)
+
+    def told(self, delivery: Delivery) -> str:
+        """What became of it, for who looks for the reason."""
+        attempts = "; ".join(
+            f"{one.outcome} {one.code} {one.start:.3f}-{one.end:.3f}" for one in self._attempts[delivery.id]
+        )
+        operations = "; ".join(f"{one.kind} {one.time:.3f}" for one in self._operations[delivery.id])
+        return (
+            f"{delivery.state} {delivery.end_reason} at {delivery.end:.3f} by {attempts}; {operations or 'untouched'}"
+        )
 
 
 def dense(evidence: Evidence) -> Verdict:

@@ -89,17 +89,13 @@ def _counts(title: str, counts: Mapping[str, int]) -> Table:
 
 
 def _of_mail_servers(troubles: Mapping[str, int]) -> Table:
-    """What they did, by the stage of the protocol."""
-    table = Table(
-        "what a mail server did, and at which stage", *(stage.value for stage in Stage), box=None, pad_edge=False
-    )
-    all_ = {*OF_CONNECTIONS, *OF_MAILS}
-    for accepted in (False, True):
-        for act in Act:
-            row = [Trouble(stage, act, accepted) for stage in Stage]
-            if not all_.isdisjoint(row):
-                did = f"accepts, then {act.value}" if accepted else act.value
-                table.add_row(did, *(f"{troubles[str(one)]:,}" if one in all_ else "" for one in row))
+    """What they did to mails that they had not accepted, by the stage of the protocol."""
+    stages = ["end" if stage is Stage.BODY else stage.value for stage in Stage]
+    table = Table("what a mail server did", *stages, box=None, pad_edge=False)
+    for act in Act:
+        row = [str(Trouble(stage, act)) for stage in Stage]
+        if any(one in troubles for one in row):
+            table.add_row(act.value, *(f"{troubles[one]:,}" if one in troubles else "" for one in row))
     return table
 
 
@@ -117,8 +113,8 @@ def show(report: Report, console: Console) -> None:
     console.print()
     console.print(_of_mail_servers(report.troubles))
     console.print()
-    calls = {str(one): report.troubles[str(one)] for one in HttpTrouble}
-    console.print(_counts("what an HTTP server did to a call", calls))
+    others = [*(one for one in OF_MAILS if one.accepted), *HttpTrouble]
+    console.print(_counts("what else a server did", {str(one): report.troubles[str(one)] for one in others}))
     console.print()
     faults = Table("fault", "times", "hit work in flight", box=None, pad_edge=False)
     for tally in report.tallies:

@@ -129,12 +129,12 @@ async def _postgres_lane(made: Site, steps: Iterator[Step], rages: Callable[[], 
 async def _operate(made: Site, chance: random.Random) -> None:
     """An operator who looks at what is parked, again and again."""
     while True:
-        await asyncio.sleep(chance.uniform(0.3, 1.0))
+        await asyncio.sleep(chance.uniform(0.2, 0.6))
         parked = [str(row[0]) for row in await made.fetch(f"SELECT id FROM deliveries WHERE state = {State.PARKED:d}")]
         if not parked:
             continue
         some = chance.sample(parked, min(len(parked), chance.randint(1, 20)))
-        if chance.random() < 0.3:
+        if chance.random() < 0.5:
             await _by_hand(made, chance, DISCARDED, some[: 1 + len(some) // 4])
         else:
             await _by_hand(made, chance, REPLAYED, some if chance.random() < 0.7 else [])

@@ -196,6 +196,10 @@ def test_who_has_ended_may_be_passed() -> None:
     parked.deliveries[before] = passed._replace(tries=2)
     parked.operations.append(Operation(passed.id, "REPLAYED", start + 40))
     assert _broken(parked) == set()
+    # So it was if it is parked to this day, and came late from who had been paused.
+    late = copy.deepcopy(made)
+    late.deliveries[before] = passed._replace(state="PARKED", end_reason="REFUSED", end=start - 1)
+    assert _broken(late) == set()
     # Where they do hold others back it is as bad as ever.
     held = replace(parked, bounds=replace(parked.bounds, parked_holds=frozenset({"email", "webhook"})))
     assert _broken(held) == {"Ordered"}

@@ -191,7 +191,7 @@ def ordered(evidence: Evidence) -> Verdict:
                 verdict.checked += 1
                 if at > arrived[0].at and not away.before(earlier, arrived[0].at):
                     verdict.breaks(
-                        f"delivery {one.id} to {one.target} has overtaken {earlier.id}, at {arrived[0].at:.3f} to {at:.3f};"
+                        f"delivery {one.id} to {one.target} has overtaken {earlier.id}, {arrived[0].at:.3f} to {at:.3f},"
                         f" which is {away.told(earlier)}"
                     )
             passed.append((arrived[0].at, one))

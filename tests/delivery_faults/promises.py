@@ -191,7 +191,7 @@ def ordered(evidence: Evidence) -> Verdict:
                 verdict.checked += 1
                 if at > arrived[0].at and not away.before(earlier, arrived[0].at):
                     verdict.breaks(
-                        f"delivery {one.id} to {one.target} has overtaken {earlier.id}, {arrived[0].at:.3f} to {at:.3f},"
+                        f"delivery {one.id} to {one.target} has overtaken {earlier.id}: {arrived[0].at:.3f}, {at:.3f},"
                         f" which is {away.told(earlier)}"
                     )
             passed.append((arrived[0].at, one))
@@ -217,11 +217,10 @@ class _Away:
             return True
         if delivery.channel in self._holds:
             return False
-        # Parked by its last attempt before it was replayed or discarded, or for good.
-        parked = [
-            max((one.end for one in self._attempts[delivery.id] if one.start <= operation.time), default=0.0)
-            for operation in operations
-        ]
+        # A refusal parks; what has used up its tries is parked by its last attempt before it was replayed, or for good.
+        attempts = self._attempts[delivery.id]
+        parked = [one.end for one in attempts if one.outcome == "REFUSED"]
+        parked += [max((one.end for one in attempts if one.start <= done.time), default=0.0) for done in operations]
         if delivery.state == "PARKED":
             parked.append(delivery.end)
         return any(since and since <= time for since in parked)

@@ -105,7 +105,7 @@ class Channel(Protocol):
         ...
 
     async def close(self) -> None:
-        """Gives back what is held, within a second or so."""
+        """Gives back what is held, within a second or so. May be called again; nothing is sent after it."""
         ...
 
 

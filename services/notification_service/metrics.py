@@ -92,6 +92,15 @@ TEMPLATES_REFUSED = Gauge(
     "{problem}",
     "Problems for which the files that the operator's folder of templates has now are not used; 0 if they are.",
 )
+UNSUBSCRIBES = Counter(
+    "tidings.unsubscribes",
+    "{request}",
+    "What readers of mails asked for by a link: `one_click` by their mail program, `category`, `all` on the page, and "
+    "`category_undone`, `all_undone`. `unchanged`: it was so already; `refused`: mandatory, or an address that is not "
+    "known any more; `failed`: the database is away.",
+    "tidings.unsubscribe.kind",
+    "tidings.outcome",
+)
 
 INSTRUMENTS: tuple[Instrument, ...] = (
     CONSUMED,
@@ -110,6 +119,7 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     ENDPOINTS,
     ENDPOINTS_GONE,
     TEMPLATES_REFUSED,
+    UNSUBSCRIBES,
 )
 
 _consumed = CONSUMED.of("user_events")
@@ -201,6 +211,18 @@ def _committed(event: users_pb2.UserEvent) -> float:
 def leaves(shard: int) -> None:
     """This process does not follow a shard any more."""
     _inbox.places.pop(shard, None)
+
+
+def unsubscribing(*kinds: str) -> None:
+    """Links are served, by which these things may be asked for: the first of each kind is a rise, too."""
+    for kind in kinds:
+        for outcome in ("changed", "unchanged", "refused", "failed"):
+            UNSUBSCRIBES.of(kind, outcome)
+
+
+def unsubscribed(kind: str, outcome: str) -> None:
+    """Somebody asked for something by a link."""
+    UNSUBSCRIBES.of(kind, outcome).add(1)
 
 
 def endpoint_gone() -> None:

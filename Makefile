@@ -189,6 +189,10 @@ minikube-up: ## a minikube cluster for development; kubectl's context becomes mi
 faults: setup ## kill, pause and cut everything for SECONDS (300), then judge the feed's promises; SEED=... repeats
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+.PHONY: delivery-faults
+delivery-faults: setup ## the same for deliveries: servers in trouble, replicas and Postgres struck for SECONDS (300); SEED=... repeats
+	$(BIN)/python -m tests.delivery_faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 # Containers of Docker; an engine is started where none answers and root has dockerd.
 .PHONY: containers
 containers: setup ## build the image and run the kind overlay as containers: what is in force, and every step of tests/e2e

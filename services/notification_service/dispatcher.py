@@ -151,7 +151,8 @@ class Dispatcher:
         if self._draining:
             return _Taken([], self._poll_interval)
         loop, free = asyncio.get_running_loop(), lane.slots - len(lane.busy)
-        plan = lane.routes.plan(free, loop.time())
+        since = loop.time()
+        plan = lane.routes.plan(free, since)
         if not plan.most:
             return _Taken([], min(self._poll_interval, plan.wait))
         picked, behind = await leases.pick(
@@ -179,8 +180,8 @@ class Dispatcher:
         try:
             if chosen:
                 named = [(one, route.name if plan.targets is None else "") for one, route in chosen.values()]
-                begun = await leases.begin(connection, named, max_age=lane.policy.max_age)
-            if left := [one.id for one in picked if one.id not in chosen and one.id not in aside]:
+                begun = self._in_time(lane, since, await leases.begin(connection, named, max_age=lane.policy.max_age))
+            if left := [one for one in picked if one.id not in chosen and one.id not in aside]:
                 await leases.give_back(connection, left)
         finally:
             started = {leased.id for leased in begun}
@@ -190,6 +191,15 @@ class Dispatcher:
         more = len(picked) + behind >= plan.most and len(begun) + behind + len(aside) > 0
         pause = 0.0 if more else min(self._poll_interval, max(plan.wait, 0.001))
         return _Taken([(leased, chosen[leased.id][1]) for leased in begun], pause)
+
+    def _in_time(self, lane: _Running, since: float, begun: list[Leased]) -> list[Leased]:
+        """What may still be sent: an attempt takes half of a lease at most, so as much of it must be left. Who was
+        stopped in between finds it over; others have these by then, and its own attempts stay without an answer.
+        """
+        if not begun or asyncio.get_running_loop().time() - since <= self._lease / 2:
+            return begun
+        log.warning("not sent: too little of the lease was left", channel=lane.name, deliveries=len(begun))
+        return []
 
     def _aside(
         self, lane: _Running, picked: Sequence[leases.Picked]

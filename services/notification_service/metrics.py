@@ -7,13 +7,13 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from notification_service.domain import EMAIL, WEBHOOK, Hold, Result
+from notification_service.domain import CARRIERS, Hold, Result
 from servicekit.instruments import LONG_SECONDS, Counter, Gauge, Histogram, Instrument
 from tidings.client import Batch
 from tidings.users.v1 import users_pb2
 
 # Those that something leaves by.
-CHANNELS = (EMAIL, WEBHOOK)
+CHANNELS = CARRIERS
 _CHANNEL = "tidings.channel"
 _SHARD = "tidings.shard"
 _TIMED = 7  # the version of UUIDs that begin with a time

@@ -22,7 +22,8 @@ class Step:
     rest: float
 
 
-def _rounds(kinds: tuple[str, ...], seed: str, rest: tuple[float, float]) -> Iterator[Step]:
+def rounds(kinds: tuple[str, ...], seed: str, rest: tuple[float, float]) -> Iterator[Step]:
+    """Endless; each kind once in a round."""
     chance = random.Random(seed)
     number = 0
     while True:
@@ -33,11 +34,11 @@ def _rounds(kinds: tuple[str, ...], seed: str, rest: tuple[float, float]) -> Ite
 
 def replica_lane(seed: int, lane: int, lanes: int) -> Iterator[Step]:
     """The endless lane of a replica."""
-    for number, step in enumerate(_rounds(tuple(REPLICA_FAULTS), f"{seed} replicas", (0.1, 0.8))):
+    for number, step in enumerate(rounds(tuple(REPLICA_FAULTS), f"{seed} replicas", (0.1, 0.8))):
         if number % lanes == lane:
             yield step
 
 
 def postgres_lane(seed: int) -> Iterator[Step]:
     """The endless lane of Postgres. It recovers after each, and work must get going again."""
-    return _rounds(tuple(POSTGRES_FAULTS), f"{seed} postgres", (2.5, 4.5))
+    return rounds(tuple(POSTGRES_FAULTS), f"{seed} postgres", (2.5, 4.5))

@@ -86,7 +86,7 @@ class Part:
 
 
 @asynccontextmanager
-async def _part(module: str, *arguments: str) -> AsyncIterator[Part]:
+async def part(module: str, *arguments: str) -> AsyncIterator[Part]:
     """A process that dies with this one, and at the end of the context."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-S", "-E", str(Path(devstack.child.__file__)), str(os.getpid()),
@@ -117,9 +117,9 @@ async def run(settings: Settings) -> dict[str, object]:
                 "--directory", str(settings.directory),
                 "--seed", str(settings.seed),
             )  # fmt: skip
-            readers = await stack.enter_async_context(_part("tests.faults.readers", *common))
+            readers = await stack.enter_async_context(part("tests.faults.readers", *common))
             writers = await stack.enter_async_context(
-                _part("tests.faults.writers", *common, "--callers", str(settings.callers))
+                part("tests.faults.writers", *common, "--callers", str(settings.callers))
             )
             stack.callback(_keep_log, made, settings.directory)
             try:
@@ -252,5 +252,5 @@ def _notes(settings: Settings, made: Site) -> dict[str, object]:
     (settings.directory / "errors.json").write_text(json.dumps(errors, indent=1))
     return {
         "errors logged by the service": len(errors),
-        "replicas that ended by themselves": sum(replica.died for replica in made.replicas),
+        "replicas that ended by themselves": sum(len(replica.deaths) for replica in made.replicas),
     }

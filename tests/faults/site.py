@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -42,22 +42,22 @@ _SNAPSHOTS_KEPT = 8
 _REVIVAL = 90.0
 # Postgres fsyncs all its files before it recovers, which takes seconds on a busy disk. Killed processes lose nothing
 # that the kernel has, in memory or not.
-_MEMORY = Path("/dev/shm")
+MEMORY = Path("/dev/shm")
 
 
 class GivenUpError(Exception):
     """The run cannot go on; what it wrote down until then is judged."""
 
 
-class Replica:
-    """A replica and its proxy. Whoever does something to it holds `lock`."""
+class Member:
+    """A process that is kept running. Whoever does something to it holds `lock`."""
 
-    def __init__(self, number: int, process: ServiceProcess, proxy: PostgresProxy) -> None:
+    def __init__(self, number: int, process: ServiceProcess) -> None:
         self.number = number
         self.process = process
-        self.proxy = proxy
         self.lock = asyncio.Lock()
-        self.died = 0
+        # When it was found to have ended by itself, or was ended because it did not get ready; by `time.time()`.
+        self.deaths: list[float] = []
 
     async def revive(self) -> None:
         """Starts it if it does not run, until it is ready. It may end because there is no database: then again. One
@@ -73,16 +73,45 @@ class Replica:
                 if time.monotonic() > deadline:
                     raise GivenUpError(f"replica {self.number} does not get ready") from error
                 if self.process.alive:
-                    self.died += 1
+                    self.deaths.append(time.time())
                     await self.process.kill()
                 await asyncio.sleep(0.2)
             else:
                 return
 
+
+class Replica(Member):
+    """A replica and its proxy."""
+
+    def __init__(self, number: int, process: ServiceProcess, proxy: PostgresProxy) -> None:
+        super().__init__(number, process)
+        self.proxy = proxy
+
     @property
     def memory(self) -> int:
         """Its resident memory in bytes."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
+
+
+async def supervise(members: Sequence[Member]) -> None:
+    """Starts those that ended by themselves, as whoever runs them would."""
+    while True:
+        await asyncio.sleep(0.25)
+        for member in members:
+            if not member.lock.locked() and not member.process.alive:
+                async with member.lock:
+                    if not member.process.alive:
+                        member.deaths.append(time.time())
+                        await member.revive()
+
+
+async def fetch(database: Database, query: str, *values: object) -> list[tuple[object, ...]]:
+    """All rows of a query, asked again until the database is there."""
+    while True:
+        try:
+            return await database.fetch(query, *values)
+        except psycopg.OperationalError:
+            await asyncio.sleep(0.1)
 
 
 class Site:
@@ -104,11 +133,7 @@ class Site:
 
     async def fetch(self, query: str, *values: object) -> list[tuple[object, ...]]:
         """All rows of a query, asked again until the database is there."""
-        while True:
-            try:
-                return await self.database.fetch(query, *values)
-            except psycopg.OperationalError:
-                await asyncio.sleep(0.1)
+        return await fetch(self.database, query, *values)
 
     async def hurry(self) -> None:
         """Lets time fly for snapshots that nobody ended: an hour would be longer than the run."""
@@ -118,17 +143,6 @@ class Site:
                 "DELETE FROM open_snapshots WHERE expire_time < now() + interval '1 hour' - %s * interval '1 second'",
                 _SNAPSHOTS_KEPT,
             )
-
-    async def supervise(self) -> None:
-        """Starts replicas that ended by themselves, as whoever runs them would."""
-        while True:
-            await asyncio.sleep(0.25)
-            for replica in self.replicas:
-                if not replica.lock.locked() and not replica.process.alive:
-                    async with replica.lock:
-                        if not replica.process.alive:
-                            replica.died += 1
-                            await replica.revive()
 
     async def calm(self) -> None:
         """Returns when every replica is ready."""
@@ -143,7 +157,7 @@ async def opened(replicas: int, journal: Journal, broken: str | None, kept: floa
     for `kept` seconds where old ones are removed.
     """
     async with AsyncExitStack() as stack:
-        postgres = await PostgresServer.start(_MEMORY if _MEMORY.is_dir() else None)
+        postgres = await PostgresServer.start(MEMORY if MEMORY.is_dir() else None)
         stack.push_async_callback(postgres.stop)
         database = await postgres.users_database()
         services = Services()
@@ -156,7 +170,7 @@ async def opened(replicas: int, journal: Journal, broken: str | None, kept: floa
             made.append(Replica(number, process, proxy))
         await asyncio.gather(*(replica.process.start() for replica in made))
         site = Site(postgres, database, made, journal, kept)
-        watching = [asyncio.create_task(site.supervise()), asyncio.create_task(site.hurry())]
+        watching = [asyncio.create_task(supervise(site.replicas)), asyncio.create_task(site.hurry())]
         try:
             yield site
         finally:

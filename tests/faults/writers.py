@@ -52,7 +52,9 @@ class Commands:
 class Caller:
     """One caller."""
 
-    def __init__(self, number: int, seed: int, asker: Asker, commands: Commands, shared: list[str], pause: float):
+    def __init__(
+        self, number: int, seed: int, asker: Asker, commands: Commands, shared: list[str], pause: float, large: float
+    ):
         self._number = number
         self._chance = random.Random(f"{seed} caller {number}")
         self._asker = asker
@@ -71,7 +73,7 @@ class Caller:
             (8, self._delete),
             (7, self._undelete),
             (8, self._batch),
-            (0.4, self._large_batch),
+            (large, self._large_batch),
             (4, self._taken),
             (2, self._invalid),
             (3, self._stale),
@@ -246,7 +248,8 @@ async def _write(asked: argparse.Namespace) -> None:
     asker = Asker(asked.addresses.split(","), journal)
     commands, shared = Commands(), list[str]()
     callers = [
-        Caller(number, asked.seed, asker, commands, shared, asked.pause).run() for number in range(asked.callers)
+        Caller(number, asked.seed, asker, commands, shared, asked.pause, asked.large).run()
+        for number in range(asked.callers)
     ]
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_command(commands, asker, asked.callers))
@@ -265,6 +268,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--pause", type=float, default=0.1, help="mean time between two changes of a caller, seconds")
+    parser.add_argument(
+        "--large", type=float, default=0.4, help="weight of batches that no message holds, of about 110"
+    )
     uvloop.run(_write(parser.parse_args()))
 
 

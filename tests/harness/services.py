@@ -45,16 +45,19 @@ class Services:
         return self.process(*command, environment=environment, listen_variable=f"{USERS}LISTEN")
 
     def notifications(
-        self, database: Database | str, users: ServiceProcess | str, mail: MailCatcher | None = None, **settings: object
+        self,
+        database: Database | str,
+        users: ServiceProcess | str,
+        mail: MailCatcher | None = None,
+        command: tuple[str, ...] = ("notification_service", "serve"),
+        **settings: object,
     ) -> ServiceProcess:
-        """A notification service, not started yet."""
+        """A notification service, not started yet. `command` is its module and arguments."""
         smtp = {"smtp_host": "127.0.0.1", "smtp_port": mail.port} if mail else {}
         address = users.address if isinstance(users, ServiceProcess) else users
         url = database.url if isinstance(database, Database) else database
         environment = _environment(NOTIFICATIONS, {"database_url": url, "users_address": address, **smtp, **settings})
-        return self.process(
-            "notification_service", "serve", environment=environment, listen_variable=f"{NOTIFICATIONS}LISTEN"
-        )
+        return self.process(*command, environment=environment, listen_variable=f"{NOTIFICATIONS}LISTEN")
 
     async def stop(self) -> None:
         """Ends every process."""

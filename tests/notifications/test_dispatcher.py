@@ -21,7 +21,9 @@ from notification_service.inbox import Inbox
 from notification_service.retries import Policy, decide
 from notification_service.routes import Providers, Route
 from notification_service.store import feed, leases, reads
+from servicekit import database
 from servicekit.database import Connection, Pool
+from tests.harness import Action, Database, PostgresProxy, sql_contains
 from tests.notifications.conftest import SENDER, Events, MailServer, batch, eventually
 from tidings.notifications.v1 import notifications_pb2
 
@@ -104,6 +106,44 @@ class Scripted:
 
 OK = Outcome(Result.SUCCEEDED, 250, "OK")
 LATER = Outcome(Result.FAILED, 451, "later")
+
+
+async def test_what_a_paused_process_has_leased_is_not_sent_when_it_wakes(
+    pool: Pool,
+    connection: Connection,
+    composer: Composer,
+    events: Events,
+    proxy: PostgresProxy,
+    notifications_database: Database,
+) -> None:
+    await fill(connection, composer, events, 1)
+    paused, other = Scripted(OK), Scripted(OK)
+    policy = replace(FAST, timeout=0.2)
+    async with database.pool(proxy.url(notifications_database), "paused", size=3) as held_up:
+        fault = proxy.arm("paused", Action.HOLD_AFTER, sql_contains("INSERT INTO attempts"))
+        async with running(held_up, paused, policy=policy, lease=0.5):
+            # The attempt is begun, and the process learns of it only after another has made it.
+            await fault.happened()
+            async with running(pool, other, policy=policy, lease=0.5):
+                await eventually(lambda: other.sent)
+            fault.release()
+            await fill(connection, composer, events, 1)
+            await eventually(lambda: paused.sent)
+    keys = [one.idempotency_key for one in (*other.sent, *paused.sent)]
+    assert len(keys) == len(set(keys)) == 2
+    first = (await listed(connection))[-1]
+    assert [attempt.outcome for attempt in first.attempts] == [Attempt.UNKNOWN, Attempt.SUCCEEDED]
+
+
+async def test_who_gives_back_late_takes_nothing_from_others(
+    connection: Connection, composer: Composer, events: Events
+) -> None:
+    await fill(connection, composer, events, 1)
+    late, _ = await leases.pick(connection, EMAIL, 1, None, seconds=0.0, max_tries=8, busy=[])
+    [begun] = await lease(connection)
+    await leases.give_back(connection, late)
+    assert await lease(connection) == []
+    assert await leases.record(connection, [delivered(begun)]) == {begun.id}
 
 
 async def test_mail_arrives_once_each(

@@ -107,7 +107,7 @@ class Channel(Protocol):
         ...
 
     async def close(self) -> None:
-        """Gives back what is held, within a second or so."""
+        """Gives back what is held, within a second or so. May be called again; nothing is sent after it."""
         ...
 
 

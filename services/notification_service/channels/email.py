@@ -40,6 +40,7 @@ _SERVICE_CLOSING = 421
 
 # A kept connection that was idle for longer is not trusted: servers close theirs without asking.
 _IDLE_LIMIT = 30.0
+_RESET_TIME = 1.0  # seconds
 
 _TLS: dict[str, dict[str, Any]] = {
     "auto": {"use_tls": False, "start_tls": None},
@@ -228,6 +229,7 @@ class EmailChannel:
             client.close()
             await client.connect()
             sender, recipient = await self._envelope(client, message.target)
+        _go_on_unless_cancelled()
         response = await client.data(build(message, mailbox(self._sender_name, sender), recipient))
         self._keep(client)
         return outcome(Result.SUCCEEDED, response.code, response.message)
@@ -247,10 +249,15 @@ class EmailChannel:
     async def _refused(self, client: aiosmtplib.SMTP, error: aiosmtplib.SMTPResponseException) -> Outcome:
         permanent = 500 <= error.code < 600
         try:
-            await client.rset()
+            # The answer is known: what may follow must not cost the attempt its time.
+            async with asyncio.timeout(_RESET_TIME):
+                await client.rset()
             self._keep(client)
         except (aiosmtplib.SMTPException, OSError):
             client.close()
+        except BaseException:
+            client.close()
+            raise
         # One that is closing says so whatever it is asked; other codes are about this mail.
         outage = error.code == _SERVICE_CLOSING
         return outcome(Result.REFUSED if permanent else Result.FAILED, error.code, error.message, outage=outage)
@@ -259,6 +266,7 @@ class EmailChannel:
         client = aiosmtplib.SMTP(**self._options)
         try:
             await client.connect()
+            _go_on_unless_cancelled()
             if client.is_ehlo_or_helo_needed:
                 await client.ehlo()
         except BaseException:
@@ -290,6 +298,15 @@ class EmailChannel:
             client.close()
 
         await asyncio.gather(*(quit_(client) for client in clients))
+
+
+def _go_on_unless_cancelled() -> None:
+    """`asyncio.wait_for`, which aiosmtplib uses, loses a cancellation that meets an answer; since Python 3.12 it does
+    not.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _ascii_address(address: str) -> str:

@@ -2,11 +2,13 @@
 
 The body is the same at every attempt, and so is webhook-id; the timestamp and with it the signature are the attempt's
 own. No redirect is followed, for a signed body goes nowhere the operator did not name, and nothing is connected to that
-`egress` forbids. Of the answer only its beginning is read.
+`egress` forbids. The status of an answer decides; of its body only the beginning is read, if that comes at once.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from notification_service.egress import CheckedResolver, ForbiddenAddressError, 
 from notification_service.registry import Endpoints
 
 _READ_BYTES = 512
+_READ_TIME = 1.0  # seconds
 
 # Answers below 500 that are worth another attempt: time-out, too early, too many.
 _RETRYABLE = frozenset({408, 425, 429})
@@ -113,9 +116,7 @@ class WebhookChannel:
             async with self._session.post(
                 endpoint.url, data=message.content, headers=headers, allow_redirects=False
             ) as response:
-                answer = await response.content.read(_READ_BYTES)
-                if not response.content.at_eof():
-                    response.close()  # the rest is not read, so the connection is of no more use
+                answer = await _beginning(response)
                 return judge(response.status, answer.decode(errors="replace"), response.headers.get("Retry-After"), now)
         except TimeoutError:
             return outcome(Result.FAILED, 0, "no answer in time", outage=True)
@@ -137,6 +138,17 @@ class WebhookChannel:
     async def close(self) -> None:
         """Closes every connection."""
         await self._session.close()
+
+
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """The beginning of an answer's body, as far as it comes: what the answer means says its status."""
+    answer = b""
+    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+        async with asyncio.timeout(_READ_TIME):
+            answer = await response.content.read(_READ_BYTES)
+    if not response.content.at_eof():
+        response.close()  # the rest is not read, so the connection is of no more use
+    return answer
 
 
 def _forbidden(error: ForbiddenAddressError) -> Outcome:

@@ -222,8 +222,12 @@ _BEGIN = sql(
     .add_cte(_noted)
 )
 
+_back = rows(g_id=UUID, g_tries=Integer())
 _GIVE_BACK = sql(
-    update(deliveries).where(deliveries.c.id == any_(bind("ids", ARRAY(UUID))), _is_pending).values(lease_until=null())
+    update(deliveries)
+    # Whoever has begun it in the meantime keeps it.
+    .where(deliveries.c.id == _back.c.g_id, deliveries.c.tries == _back.c.g_tries, _is_pending)
+    .values(lease_until=null())
 )
 
 _PARK_EXHAUSTED = sql(
@@ -388,9 +392,13 @@ async def begin(connection: Connection, picked: Sequence[tuple[Picked, str]], *,
     return [Leased(*row) for row in await cursor.fetchall()]
 
 
-async def give_back(connection: Connection, ids: Sequence[uuid.UUID]) -> None:
+async def give_back(connection: Connection, picked: Sequence[Picked]) -> None:
     """Lets others pick what was not begun."""
-    await connection.execute(_GIVE_BACK, {"ids": arrays.uuids(ids)})
+    values = {
+        "g_id": arrays.uuids([one.id for one in picked]),
+        "g_tries": arrays.integers([one.tries for one in picked]),
+    }
+    await connection.execute(_GIVE_BACK, values)
 
 
 async def record(connection: Connection, ended: Sequence[Ended], *, parked_holds: bool = True) -> set[uuid.UUID]:

@@ -1,7 +1,8 @@
 """Rules: which events become notifications, and what those are made of.
 
 A file has `[[rules]]` tables; `default_rules.toml` is the one that is used unless the operator names another, and
-explains every key. An event makes one notification per rule that matches it.
+explains every key. An event makes one notification per rule that matches it. Its `[[digests]]` tables say how mails of
+rules are gathered.
 """
 
 from __future__ import annotations

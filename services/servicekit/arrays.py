@@ -82,6 +82,11 @@ def uuids(values: Sequence[uuid.UUID]) -> Array:
     return _uniform(_UUID, [value.bytes for value in values])
 
 
+def optional_uuids(values: Sequence[uuid.UUID | None]) -> Array:
+    """A uuid[] with nulls."""
+    return byteas([None if value is None else value.bytes for value in values], _UUID)
+
+
 def ids(values: Sequence[bytes]) -> Array:
     """A uuid[], of the 16 bytes of each."""
     return _uniform(_UUID, values)

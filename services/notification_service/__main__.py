@@ -45,7 +45,7 @@ def main() -> int:
         if arguments.command == "reset-cursor":
             confirm = (lambda text: print(text) is None) if arguments.yes else reset.asked
             return uvloop.run(bootstrap.reset_cursor(loaded, arguments.to, confirm))
-        return uvloop.run(bootstrap.serve(loaded, bootstrap.composer(loaded)))
+        return uvloop.run(bootstrap.serve(loaded, bootstrap.read(loaded)))
 
 
 if __name__ == "__main__":

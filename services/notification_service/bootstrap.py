@@ -6,7 +6,8 @@ import asyncio
 import sys
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -20,8 +21,9 @@ from notification_service.api.preferences import PreferenceService
 from notification_service.api.templates import TemplateService
 from notification_service.categories import Categories
 from notification_service.compose import Composer
+from notification_service.destinations import Destination
 from notification_service.dispatcher import Dispatcher
-from notification_service.domain import EMAIL, WEBHOOK
+from notification_service.domain import EMAIL
 from notification_service.follower import STORING_SESSION, Source
 from notification_service.inbox import Inbox
 from notification_service.lanes import Sending
@@ -80,24 +82,36 @@ _ASK = 10.0  # seconds between looks at the database for the metrics
 _QUERY_SESSION: dict[str, str | int] = {"statement_timeout": "10s", "idle_in_transaction_session_timeout": "5s"}
 
 
-def composer(settings: NotificationServiceSettings) -> Composer:
-    """Reads the operator's files; the endpoints are those of the file. Raises InvalidConfigError."""
-    made = Composer(
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What the operator's files say."""
+
+    composer: Composer
+    endpoints: tuple[Destination, ...]
+    sending: Sending
+    categories: Categories
+
+
+def read(settings: NotificationServiceSettings) -> Files:
+    """Reads the operator's files; the composer knows no endpoints yet. Raises InvalidConfigError."""
+    composer = Composer(
         rules.load(settings.rules_file),
         Templates(settings.templates_dir),
-        tuple(one.destination() for one in endpoints.load(settings.webhooks_file)),
-        settings.mail_from,
+        lanes.writers(settings.mail_from, ()),
     )
-    made.check()
-    return made
+    composer.check()
+    return Files(
+        composer,
+        tuple(one.destination() for one in endpoints.load(settings.webhooks_file)),
+        lanes.read(settings),
+        categories.load(settings.categories_file),
+    )
 
 
-async def serve(settings: NotificationServiceSettings, composer: Composer) -> int:
+async def serve(settings: NotificationServiceSettings, files: Files) -> int:
     """Runs the service until it is told to stop. Returns the exit code. Raises InvalidConfigError."""
-    decidable = categories.load(settings.categories_file)
     entrance = open_entrance(settings, rpc.methods(*_SERVICES))
     users = _users(settings)
-    sending = lanes.read(settings)
     url = settings.database_url.get_secret_value()
     storing = database.pool(url, f"{NAME}-inbox", size=_INBOX_CONNECTIONS, **STORING_SESSION)
     queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, **_QUERY_SESSION)
@@ -112,7 +126,7 @@ async def serve(settings: NotificationServiceSettings, composer: Composer) -> in
             return 0
         with telemetry.tracing(NAME), process.measuring(NAME, settings.metrics_address, metrics.INSTRUMENTS):
             async with storing, queries, dispatch, users:
-                return await _serve(settings, door, composer, sending, decidable, storing, queries, dispatch, users)
+                return await _serve(settings, door, files, storing, queries, dispatch, users)
 
 
 async def reset_cursor(settings: NotificationServiceSettings, to: reset.Start, confirm: Callable[[str], bool]) -> int:
@@ -150,9 +164,7 @@ def _users(settings: NotificationServiceSettings) -> grpc.aio.Channel:
 async def _serve(
     settings: NotificationServiceSettings,
     door: Door,
-    composer: Composer,
-    sending: Sending,
-    decidable: Categories,
+    files: Files,
     storing: Pool,
     queries: Pool,
     dispatch: Pool,
@@ -168,14 +180,15 @@ async def _serve(
         max_stream_age=settings.max_stream_age,
         reconnect_spread=settings.reconnect_spread,
     )
-    known = Endpoints(composer.endpoints, queries, metrics.endpoint_gone)
+    known = Endpoints(files.endpoints, queries, metrics.endpoint_gone)
     metrics.ENDPOINTS.read = known.standing
-    webhook = lanes.webhook(settings, sending, known)
-    sent_by = lanes.make(settings, sending, known, webhook)
+    webhook = lanes.webhook(settings, files.sending, known)
+    sent_by = lanes.make(settings, files.sending, known, webhook)
+    composer = replace(files.composer, writers=lanes.writers(settings.mail_from, known))
     dispatcher = Dispatcher(
         dispatch,
         sent_by,
-        decidable,
+        files.categories,
         lease=settings.lease,
         poll_interval=settings.poll_interval,
     )
@@ -205,7 +218,7 @@ async def _serve(
     subscriber = Subscriber(
         settings.database_url.get_secret_value(),
         storing,
-        Inbox(replace(composer, endpoints=known), stored),
+        Inbox(composer, stored),
         Source(open_feed, log_id),
         shards=settings.shards,
         lease=settings.shard_lease,
@@ -224,9 +237,14 @@ async def _serve(
         ),
         (
             templates_pb2_grpc.add_TemplateServiceServicer_to_server,
-            TemplateService(composer, sent_by[EMAIL].routes.standing()[0].channel, send_timeout=settings.send_timeout),
+            TemplateService(
+                composer,
+                sent_by[EMAIL].routes.standing()[0].channel,
+                settings.mail_from,
+                send_timeout=sent_by[EMAIL].policy.timeout,
+            ),
         ),
-        (preferences_pb2_grpc.add_PreferenceServiceServicer_to_server, PreferenceService(queries, decidable)),
+        (preferences_pb2_grpc.add_PreferenceServiceServicer_to_server, PreferenceService(queries, files.categories)),
     ):
         guard.add(door.server, door.entrance.source, add, servicer)
 
@@ -250,8 +268,7 @@ async def _serve(
     # Each with the longest time until it goes round again.
     for loop, name, every in (
         (knowing(subscriber.run), "subscriber", LONGEST_PAUSE),
-        (dispatcher.run_lane(EMAIL), "email", settings.poll_interval),
-        (knowing(lambda: dispatcher.run_lane(WEBHOOK)), "webhook", settings.poll_interval),
+        *((knowing(partial(dispatcher.run_lane, name)), name, settings.poll_interval) for name in sent_by),
         (dispatcher.record(), "recorder", 0.0),
         (knowing(dispatcher.tidy), "tidier", settings.lease / 2),
         (tail.run(), "tail", settings.poll_interval),

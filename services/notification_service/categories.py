@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from notification_service.rules import ChannelName
 from servicekit import configfile
 
 DEFAULT_FILE = Path(__file__).with_name("default_categories.toml")
@@ -29,7 +30,7 @@ class Category(configfile.Entry):
     name: _Name
     mandatory: bool = False
     quiet_hours: bool = True
-    off: frozenset[Literal["email", "in_app", "webhook"]] = frozenset()
+    off: frozenset[ChannelName] = frozenset()
 
     @model_validator(mode="after")
     def _mandatory_is_on(self) -> Self:

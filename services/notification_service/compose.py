@@ -6,18 +6,16 @@ stop the event: its delivery is made without content and says why, and an in-app
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from functools import cache
 from typing import Any
 
 from notification_service import domain
-from notification_service.channels.email import Mail, message_id
-from notification_service.destinations import Destination
-from notification_service.domain import EMAIL, IN_APP, WEBHOOK, Delivery, Notification
+from notification_service.channels import Addressee, Draft, Says, Writer
+from notification_service.domain import IN_APP, Notification
 from notification_service.rules import Rule
 from notification_service.templates import Need, Rendered, RenderError, Templates
 from servicekit import logs
@@ -30,21 +28,16 @@ _TIMES = ("create_time", "update_time", "delete_time", "purge_time")
 
 @dataclass(frozen=True, slots=True)
 class Composer:
-    """All that decides what an event becomes."""
+    """All that decides what an event becomes; `writers` by the names of their channels, all but the in-app one."""
 
     rules: Sequence[Rule]
     templates: Templates
-    # Looked at for each event: they may change.
-    endpoints: Iterable[Destination]
-    sender: str
+    writers: Mapping[str, Writer]
 
     def needs(self) -> list[Need]:
         """What the rules need of the templates."""
-        return [
-            Need(rule.name, rule.template, EMAIL in rule.channels)
-            for rule in self.rules
-            if EMAIL in rule.channels or IN_APP in rule.channels
-        ]
+        said = [(rule, self._says(rule)) for rule in self.rules]
+        return [Need(rule.name, rule.template, says is Says.HTML) for rule, says in said if says]
 
     def check(self) -> None:
         """Raises InvalidConfigError, with a line per problem, if a rule's template cannot be used."""
@@ -58,30 +51,38 @@ class Composer:
         view = _view(event)
         return [self._notification(rule, event, view) for rule in matching]
 
+    def _says(self, rule: Rule) -> Says:
+        return max(Says.TEXT if one == IN_APP else self.writers[one].says for one in rule.channels)
+
     def _notification(self, rule: Rule, event: users_pb2.UserEvent, view: dict[str, Any]) -> Notification:
         event_id = uuid.UUID(event.id)
         notification_id = domain.notification_id(event_id, rule.name)
         channels, subject, body = rule.channels, "", ""
         templates, version, locale = self.templates.current, "", ""
+        says = self._says(rule)
 
         @cache
         def say(which: str) -> Rendered:
             return templates.render(
-                rule.template, addressed(view, which), locale=event.user.locale, html=EMAIL in rule.channels
+                rule.template, addressed(view, which), locale=event.user.locale, html=says is Says.HTML
             )
 
-        if IN_APP in channels or EMAIL in channels:
-            version, locale = templates.version, templates.locale(rule.template, event.user.locale, EMAIL in channels)
+        if says:
+            version, locale = templates.version, templates.locale(rule.template, event.user.locale, says is Says.HTML)
         if IN_APP in channels:
             try:
                 subject, body = say("current").subject, say("current").text
             except RenderError as error:
                 log.error("in-app notification dropped", rule=rule.name, event_id=event.id, reason=str(error))
                 channels = tuple(channel for channel in channels if channel != IN_APP)
-        deliveries = [
-            *(self._mails(rule, notification_id, view, say) if EMAIL in channels else ()),
-            *(self._webhooks(rule, notification_id, event, view) if WEBHOOK in channels else ()),
-        ]
+        draft = Draft(
+            notification_id,
+            rule.category,
+            view["event"]["type"],
+            [_addressee(view, which) for which in rule.recipients],
+            say,
+            lambda: _payload(rule, notification_id, event, view),
+        )
         return Notification(
             id=notification_id,
             user_id=uuid.UUID(event.user.id),
@@ -98,43 +99,8 @@ class Composer:
             body=body,
             trace_parent=event.trace_parent,
             trace_state=event.trace_state,
-            deliveries=tuple(deliveries),
+            deliveries=tuple(one for name in channels if name != IN_APP for one in self.writers[name].compose(draft)),
         )
-
-    def _mails(
-        self, rule: Rule, notification_id: uuid.UUID, view: dict[str, Any], say: Callable[[str], Rendered]
-    ) -> Iterator[Delivery]:
-        told: set[str] = set()
-        for which in rule.recipients:
-            context = addressed(view, which)
-            address = context["recipient"]["address"]
-            if not address or address.casefold() in told:
-                continue
-            told.add(address.casefold())
-            delivery_id = domain.delivery_id(notification_id, EMAIL, address)
-            key = message_id(delivery_id, self.sender)
-            try:
-                said = say(which)
-            except RenderError as error:
-                yield Delivery(delivery_id, EMAIL, address, key, problem=str(error))
-                continue
-            if said.html_problem:
-                yield Delivery(delivery_id, EMAIL, address, key, problem=said.html_problem)
-                continue
-            content = Mail(context["name"], said.subject, said.text, said.html).encode()
-            yield Delivery(delivery_id, EMAIL, address, key, content)
-
-    def _webhooks(
-        self, rule: Rule, notification_id: uuid.UUID, event: users_pb2.UserEvent, view: dict[str, Any]
-    ) -> Iterator[Delivery]:
-        kind = users_pb2.UserEvent.Type.Name(event.type)
-        wanting = [endpoint for endpoint in self.endpoints if endpoint.wants(kind, rule.category)]
-        if not wanting:
-            return
-        content = _payload(rule, notification_id, event, view)
-        for endpoint in wanting:
-            delivery_id = domain.delivery_id(notification_id, WEBHOOK, endpoint.target)
-            yield Delivery(delivery_id, WEBHOOK, endpoint.target, str(delivery_id), content)
 
 
 def _view(event: users_pb2.UserEvent) -> dict[str, Any]:
@@ -175,9 +141,15 @@ def addressed(view: Mapping[str, Any], which: str) -> dict[str, Any]:
     return {**view, "name": name, "recipient": {"address": user.get("email", ""), "which": which}}
 
 
-def _payload(rule: Rule, notification_id: uuid.UUID, event: users_pb2.UserEvent, view: dict[str, Any]) -> bytes:
-    """The body of a webhook, made once: its bytes are stored and sent as they are."""
-    payload = {
+def _addressee(view: Mapping[str, Any], which: str) -> Addressee:
+    context = addressed(view, which)
+    return Addressee(which, context["name"], context["recipient"]["address"])
+
+
+def _payload(
+    rule: Rule, notification_id: uuid.UUID, event: users_pb2.UserEvent, view: dict[str, Any]
+) -> dict[str, Any]:
+    return {
         "type": f"user.{view['event']['type'].lower()}",
         "timestamp": event.commit_time.ToJsonString(),
         "data": {
@@ -192,7 +164,6 @@ def _payload(rule: Rule, notification_id: uuid.UUID, event: users_pb2.UserEvent,
             "previous": _user_json(event.previous, view["previous"]) if view["previous"] else None,
         },
     }
-    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _user_json(user: users_pb2.User, view: dict[str, Any]) -> dict[str, Any]:

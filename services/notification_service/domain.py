@@ -18,6 +18,8 @@ EMAIL = "email"
 IN_APP = "in_app"
 WEBHOOK = "webhook"
 CHANNELS = (EMAIL, IN_APP, WEBHOOK)
+# Those that carry deliveries. What is in-app is there once it is stored.
+CARRIERS = (EMAIL, WEBHOOK)
 
 # Why deliveries end: Delivery.end_reason.
 NOT_COMPOSED = "NOT_COMPOSED"

@@ -1,14 +1,16 @@
-"""The lanes of this process: what the settings and the operator's files make of channels, routes and policies."""
+"""The channels of this process: what the settings and the operator's files make of writers, routes and policies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from notification_service import policies, providers
 from notification_service.breaker import Breaker, Patience
-from notification_service.channels.email import EmailChannel
-from notification_service.channels.webhook import WebhookChannel
+from notification_service.channels import Writer
+from notification_service.channels.email import EmailChannel, EmailWriter
+from notification_service.channels.webhook import WebhookChannel, WebhookWriter
+from notification_service.destinations import Destination
 from notification_service.dispatcher import Lane
 from notification_service.domain import EMAIL, WEBHOOK
 from notification_service.limits import Bucket
@@ -25,6 +27,11 @@ class Sending:
 
     policies: Mapping[str, Policy]
     providers: Sequence[Provider]
+
+
+def writers(sender: str, endpoints: Iterable[Destination]) -> dict[str, Writer]:
+    """What makes deliveries, by the names of the channels. `sender` is a mailbox."""
+    return {EMAIL: EmailWriter(sender), WEBHOOK: WebhookWriter(endpoints)}
 
 
 def read(settings: NotificationServiceSettings) -> Sending:

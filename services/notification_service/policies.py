@@ -20,11 +20,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from notification_service.domain import EMAIL, WEBHOOK
+from notification_service.domain import CARRIERS
 from notification_service.retries import Policy
 from servicekit import configfile
 
@@ -37,7 +37,7 @@ _FIELDS = {"retry_base": "base", "retry_factor": "factor", "retry_cap": "cap"}
 class PolicyEntry(configfile.Entry):
     """One policy; the fields are the keys of its table."""
 
-    name: Literal["email", "webhook"]
+    name: Annotated[str, configfile.one_of(CARRIERS)]
     tries: int | None = Field(None, ge=1, le=100)
     retry_base: float | None = Field(None, gt=0)
     retry_factor: float | None = Field(None, ge=1)
@@ -52,7 +52,7 @@ class PolicyEntry(configfile.Entry):
 def load(path: Path | None, default: Policy, lease: float) -> Mapping[str, Policy]:
     """The policy of each channel. Raises InvalidConfigError, also if a time-out is more than half a lease."""
     entries = configfile.read(path, "policies", PolicyEntry) if path else ()
-    policies = dict.fromkeys((EMAIL, WEBHOOK), default)
+    policies = dict.fromkeys(CARRIERS, default)
     for entry in entries:
         given = entry.model_dump(exclude={"name"}, exclude_none=True)
         policies[entry.name] = replace(default, **{_FIELDS.get(key, key): value for key, value in given.items()})

@@ -9,11 +9,10 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from notification_service.categories import Categories
-from notification_service.domain import EMAIL, IN_APP, WEBHOOK
+from notification_service.domain import CHANNELS
 from notification_service.quiet_hours import EVERY_DAY, QuietHours
 from servicekit.errors import Violation
 
-CHANNELS = (EMAIL, IN_APP, WEBHOOK)
 FIELDS = ("channels", "categories", "quiet_hours")
 
 _MOST_CATEGORIES = 200

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from notification_service.domain import CHANNELS
 from servicekit import configfile
 from tidings.users.v1 import users_pb2
 
@@ -23,6 +24,9 @@ _USER_FIELDS = frozenset(users_pb2.User.DESCRIPTOR.fields_by_name)
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 
+ChannelName = Annotated[str, configfile.one_of(CHANNELS)]
+
+
 class Rule(configfile.Entry):
     """One rule; the fields are the keys of its table."""
 
@@ -31,7 +35,7 @@ class Rule(configfile.Entry):
     changed_fields: frozenset[str] = frozenset()
     template: _Name
     category: _Name
-    channels: tuple[Literal["email", "in_app", "webhook"], ...] = Field(min_length=1)
+    channels: tuple[ChannelName, ...] = Field(min_length=1)
     recipients: tuple[Literal["current", "previous"], ...] = Field(("current",), min_length=1)
 
     @field_validator("on")

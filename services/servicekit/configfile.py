@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 
 class Entry(BaseModel):
@@ -22,6 +22,17 @@ class Entry(BaseModel):
 
 class InvalidConfigError(Exception):
     """A file cannot be used; the message has one line per problem."""
+
+
+def one_of(names: Collection[str]) -> AfterValidator:
+    """For the annotation of a text that must be one of `names`."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"{name!r} is none of {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
 
 
 AnyEntry = TypeVar("AnyEntry", bound=Entry)

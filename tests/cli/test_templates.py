@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from notification_service import rules
+from notification_service import lanes, rules
 from notification_service.api.templates import TemplateService
 from notification_service.channels.email import EmailChannel
 from notification_service.compose import Composer
@@ -18,19 +18,21 @@ from servicekit import callers, guard
 from tests.cli.conftest import Tidings
 from tidings.notifications.v1 import templates_pb2_grpc
 
+_SENDER = "t@tidings.localhost"
+
 
 @pytest.fixture
 async def at(tmp_path: Path) -> AsyncIterator[str]:
     """The address of the service; nothing takes its mail."""
     (tmp_path / "own").mkdir()
-    composer = Composer(rules.load(None), Templates(tmp_path / "own"), (), "t@tidings.localhost")
-    email = EmailChannel("127.0.0.1", 1, sender=composer.sender, timeout=5.0)
+    composer = Composer(rules.load(None), Templates(tmp_path / "own"), lanes.writers(_SENDER, ()))
+    email = EmailChannel("127.0.0.1", 1, sender=_SENDER, timeout=5.0)
     server = grpc.aio.server()
     guard.add(
         server,
         callers.anyone,
         templates_pb2_grpc.add_TemplateServiceServicer_to_server,
-        TemplateService(composer, email, send_timeout=5.0),
+        TemplateService(composer, email, _SENDER, send_timeout=5.0),
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

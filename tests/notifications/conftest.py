@@ -18,7 +18,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from uuid_utils.compat import uuid7
 
-from notification_service import rules
+from notification_service import lanes, rules
 from notification_service.compose import Composer
 from notification_service.templates import Templates
 from servicekit import database
@@ -52,7 +52,7 @@ async def connection(url: str) -> AsyncIterator[Connection]:
 @pytest.fixture(scope="session")
 def composer() -> Composer:
     """The built-in rules and templates, without webhooks."""
-    return Composer(rules.load(None), Templates(), (), SENDER)
+    return Composer(rules.load(None), Templates(), lanes.writers(SENDER, ()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from aiohttp.test_utils import TestServer
 from google.protobuf import duration_pb2, field_mask_pb2
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from notification_service import categories, destinations, egress, endpoints, rules
+from notification_service import categories, destinations, egress, endpoints, lanes, rules
 from notification_service.api.endpoints import EndpointService
 from notification_service.breaker import Patience
 from notification_service.channels import Message
@@ -384,7 +384,7 @@ async def test_deliveries_from_an_event_to_the_call(
     await here.client.create(pb.Endpoint(name="deletions", url=hooks.url, events=["DELETED"]))
     off, _ = await here.client.create(pb.Endpoint(name="off", url=hooks.url))
     await here.client.disable(off.id)
-    inbox = Inbox(Composer(rules.load(None), Templates(), here.endpoints, SENDER), lambda: None)
+    inbox = Inbox(Composer(rules.load(None), Templates(), lanes.writers(SENDER, here.endpoints)), lambda: None)
     await inbox.store(connection, await feed.read_cursor(connection), batch(events.created("ada")))
 
     async def states() -> dict[str, tuple[int, str]]:

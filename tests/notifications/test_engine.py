@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notification_service import categories, policies, providers, rules
+from notification_service import categories, lanes, policies, providers, rules
 from notification_service.breaker import Breaker, Patience
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.compose import Composer
+from notification_service.destinations import Destination
 from notification_service.dispatcher import Dispatcher, Lane
 from notification_service.domain import EMAIL, TARGET_GONE, WEBHOOK, Operation, Result, State
 from notification_service.endpoints import Endpoint
@@ -119,7 +120,7 @@ def telling(tmp_path: Path) -> Composer:
         '[[rules]]\nname = "told"\non = ["CREATED", "UPDATED"]\ntemplate = "welcome"\ncategory = "account"\n'
         'channels = ["email"]\n'
     )
-    return Composer(rules.load(write(tmp_path / "rules.toml", text)), Templates(), (), SENDER)
+    return Composer(rules.load(write(tmp_path / "rules.toml", text)), Templates(), lanes.writers(SENDER, ()))
 
 
 async def test_what_is_pending_for_a_deleted_user_is_cancelled(
@@ -271,9 +272,12 @@ async def test_another_provider_stands_in(
     assert [attempt.provider for attempt in (await listed(connection))[-1].attempts] == ["smtp0"]
 
 
-def _webhooks(*names: str) -> Composer:
-    made = [Endpoint(name=name, url=_url(name), secret="whsec_" + "A" * 32).destination() for name in names]
-    return Composer(rules.load(None), Templates(), made, SENDER)
+def _destinations(*names: str) -> list[Destination]:
+    return [Endpoint(name=name, url=_url(name), secret="whsec_" + "A" * 32).destination() for name in names]
+
+
+def _composer(endpoints: Iterable[Destination]) -> Composer:
+    return Composer(rules.load(None), Templates(), lanes.writers(SENDER, endpoints))
 
 
 def _url(name: str) -> str:
@@ -283,7 +287,8 @@ def _url(name: str) -> str:
 async def test_an_endpoint_that_is_away_or_slow_hides_nothing_of_the_others(
     pool: Pool, connection: Connection, events: Events
 ) -> None:
-    composer = _webhooks("away", "slow", "well")
+    endpoints = _destinations("away", "slow", "well")
+    composer = _composer(endpoints)
     users = [events.created(f"user{number}") for number in range(20)]
     await store(connection, composer, *users)
     other = Other()
@@ -295,7 +300,7 @@ async def test_an_endpoint_that_is_away_or_slow_hides_nothing_of_the_others(
             other.sent.append(message)
             return DOWN if "away" in message.target else OK
 
-    named = {one.url: Target(one.name) for one in composer.endpoints}
+    named = {one.url: Target(one.name) for one in endpoints}
     routes = Targets(Calls(), lambda: named, tuple, 8, PATIENCE)
     async with running(pool, routes, WEBHOOK, replace(FAST, timeout=60.0)) as dispatcher:
         await eventually(lambda: sum("well" in one.target for one in other.sent) == 20)
@@ -308,7 +313,7 @@ async def test_an_endpoint_that_is_away_or_slow_hides_nothing_of_the_others(
 
 
 async def test_a_target_that_is_not_named_is_not_asked(pool: Pool, connection: Connection, events: Events) -> None:
-    composer = _webhooks("one", "other")
+    composer = _composer(_destinations("one", "other"))
     await store(connection, composer, events.created("ada"))
     calls = Other()
     named = {_url("one"): Target("one")}
@@ -321,7 +326,7 @@ async def test_a_target_that_is_not_named_is_not_asked(pool: Pool, connection: C
 
 
 async def test_what_has_no_target_any_more_is_cancelled_after_a_while(connection: Connection, events: Events) -> None:
-    composer = _webhooks("kept", "gone")
+    composer = _composer(_destinations("kept", "gone"))
     await store(connection, composer, events.created("ada"), events.created("bob"))
     known = [_url("kept")]
 

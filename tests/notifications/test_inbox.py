@@ -14,7 +14,7 @@ import grpc
 import psycopg
 import pytest
 
-from notification_service import domain, rules
+from notification_service import domain, lanes, rules
 from notification_service.channels.email import Mail
 from notification_service.compose import Composer
 from notification_service.domain import Cursor
@@ -156,7 +156,7 @@ async def test_a_template_that_cannot_be_rendered_parks_its_delivery_and_nothing
     write(tmp_path / "t.txt", "{{ user.labels.tier }}")
     write(tmp_path / "t.html", "{{ user.labels.tier }}")
     text = '[[rules]]\nname="r"\non=["CREATED"]\ntemplate="t"\ncategory="c"\nchannels=["email","in_app"]\n'
-    composer = Composer(rules.load(write(tmp_path / "r.toml", text)), Templates(tmp_path), (), SENDER)
+    composer = Composer(rules.load(write(tmp_path / "r.toml", text)), Templates(tmp_path), lanes.writers(SENDER, ()))
     composer.check()
     made = [events.created("bad"), events.created("good", labels={"tier": "gold"})]
     cursor = await inbox_of(composer).store(connection, await begin(connection), batch(*made))
@@ -179,7 +179,9 @@ def test_a_webhook_says_the_change(events: Events) -> None:
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     wanting = Endpoint.model_validate({"name": "a", "url": "http://a/", "secret": secret, "events": ["UPDATED"]})
     other = Endpoint.model_validate({"name": "b", "url": "http://b/", "secret": secret, "categories": ["account"]})
-    composer = Composer(rules.load(None), Templates(), (wanting.destination(), other.destination()), SENDER)
+    composer = Composer(
+        rules.load(None), Templates(), lanes.writers(SENDER, (wanting.destination(), other.destination()))
+    )
     event = events.updated(events.user("ada", labels={"b": "1", "a": "2"}), email="ada@new.example")
     (notification,) = composer.compose(event)
     assert composer.compose(event) == [notification]

@@ -15,7 +15,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from notification_service import rules
+from notification_service import lanes, rules
 from notification_service.api.notifications import NotificationService
 from notification_service.channels import Outcome
 from notification_service.compose import Composer
@@ -284,7 +284,7 @@ async def test_what_could_not_be_composed_can_only_be_discarded(api: Api, events
     for name in ("t.subject.txt", "t.txt", "t.html"):
         write(tmp_path / name, "{{ user.labels.tier }}")
     text = '[[rules]]\nname="r"\non=["CREATED"]\ntemplate="t"\ncategory="c"\nchannels=["email"]\n'
-    composer = Composer(rules.load(write(tmp_path / "r.toml", text)), Templates(tmp_path), (), SENDER)
+    composer = Composer(rules.load(write(tmp_path / "r.toml", text)), Templates(tmp_path), lanes.writers(SENDER, ()))
     await Inbox(composer, lambda: None).store(
         api.connection, await feed.read_cursor(api.connection), batch(events.created("ada"))
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from notification_service import endpoints, rules
+from notification_service import endpoints, lanes, rules
 from notification_service.compose import Composer
 from notification_service.rules import Rule
 from notification_service.templates import RenderError, Templates
@@ -62,7 +62,7 @@ def test_a_rule_of_several_fields_matches_any_of_them(events: Events, tmp_path: 
     ("text", "says"),
     [
         (GOOD.replace("CREATED", "MADE"), "rule 'hello': on: Value error, MADE: not an event type"),
-        (GOOD.replace('"email"', '"pigeon"'), "rule 'hello': channels.0: Input should be"),
+        (GOOD.replace('"email"', '"pigeon"'), "rule 'hello': channels.0: "),
         (GOOD.replace('category = "account"', ""), "rule 'hello': category: Field required"),
         (GOOD.replace('name = "hello"', ""), "rule number 1: name: Field required"),
         (GOOD + 'changed_fields = ["mail"]', "rule 'hello': changed_fields: Value error, mail: not a field of User"),
@@ -84,7 +84,9 @@ def test_a_missing_or_broken_template_is_named_with_its_rule(tmp_path: Path) -> 
     for suffix in ("subject.txt", "html"):
         write(tmp_path / f"broken.{suffix}", "fine")
     write(tmp_path / "broken.txt", "one\n{% if %}")
-    composer = Composer(rules.load(write(tmp_path / "rules.toml", text)), Templates(tmp_path), (), SENDER)
+    composer = Composer(
+        rules.load(write(tmp_path / "rules.toml", text)), Templates(tmp_path), lanes.writers(SENDER, ())
+    )
     with pytest.raises(InvalidConfigError) as caught:
         composer.check()
     first, second = str(caught.value).splitlines()

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notification_service import rules, shards
+from notification_service import lanes, rules, shards
 from notification_service.compose import Composer
 from notification_service.domain import Cursor, Hold
 from notification_service.follower import Follower, Source
@@ -126,7 +126,7 @@ class Log:
 def composer_of(path: Path, generation: int) -> Composer:
     """What it makes of an event has other ids in each generation: an event that is processed twice is seen."""
     text = f'[[rules]]\nname="g{generation}"\non=["UPDATED"]\ntemplate="welcome"\ncategory="c"\nchannels=["in_app"]\n'
-    return Composer(rules.load(write(path / f"{generation}.toml", text)), Templates(), (), SENDER)
+    return Composer(rules.load(write(path / f"{generation}.toml", text)), Templates(), lanes.writers(SENDER, ()))
 
 
 async def held(connection: Connection, owner: uuid.UUID) -> list[Hold]:

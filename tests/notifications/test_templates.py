@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from notification_service import rules, template_reload
+from notification_service import lanes, rules, template_reload
 from notification_service.api.templates import TemplateService
 from notification_service.channels.email import EmailChannel
 from notification_service.compose import Composer
@@ -211,14 +211,14 @@ class Api:
 
 @pytest.fixture
 async def api(mail: MailServer, tmp_path: Path) -> AsyncIterator[Api]:
-    composer = Composer(rules.load(None), Templates(tmp_path), (), SENDER)
+    composer = Composer(rules.load(None), Templates(tmp_path), lanes.writers(SENDER, ()))
     email = EmailChannel("127.0.0.1", mail.port, sender=SENDER, timeout=5.0)
     server = grpc.aio.server()
     guard.add(
         server,
         callers.anyone,
         templates_pb2_grpc.add_TemplateServiceServicer_to_server,
-        TemplateService(composer, email, send_timeout=5.0),
+        TemplateService(composer, email, SENDER, send_timeout=5.0),
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -12,7 +12,7 @@ import grpc.aio
 from notification_service import preference_check, preferences, tokens
 from notification_service.api import requests
 from notification_service.categories import OTHERS, Categories, Category
-from notification_service.domain import EMAIL
+from notification_service.domain import CHANNELS, EMAIL
 from notification_service.preferences import Source
 from notification_service.store import preferences as stored_preferences
 from notification_service.store import suppressions
@@ -182,7 +182,7 @@ def _effective(document: Mapping[str, Any], categories: Categories) -> Iterator[
     names = sorted({*categories.named, *document.get("categories", {})})
     for name in (*names, OTHERS):
         rules = categories.of(name)
-        for channel in preference_check.CHANNELS:
+        for channel in CHANNELS:
             applies = preferences.effective(document, name, rules, channel)
             yield _Effective(
                 category=name,

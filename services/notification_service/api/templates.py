@@ -34,12 +34,13 @@ _LONGEST_ADDRESS = 254
 
 
 class TemplateService(templates_pb2_grpc.TemplateServiceServicer):
-    """The servicer. Tests are sent over `email`, each within `send_timeout` seconds."""
+    """The servicer. Tests are sent over `email` by `sender`, each within `send_timeout` seconds."""
 
-    def __init__(self, composer: Composer, email: Channel, *, send_timeout: float) -> None:
+    def __init__(self, composer: Composer, email: Channel, sender: str, *, send_timeout: float) -> None:
         self._composer = composer
         self._templates: Templates = composer.templates
         self._email = email
+        self._sender = sender
         self._send_timeout = send_timeout
         self._tried = asyncio.Semaphore(_MOST_TRIED_AT_ONCE)
 
@@ -87,7 +88,7 @@ class TemplateService(templates_pb2_grpc.TemplateServiceServicer):
         if not _is_address(request.to):
             raise invalid(Violation("to", "must be an email address"))
         said, name = await self._try(request, html=True)
-        subject, key = _TEST + said.subject, message_id(uuid.uuid4(), self._composer.sender)
+        subject, key = _TEST + said.subject, message_id(uuid.uuid4(), self._sender)
         message = Message(
             target=request.to,
             idempotency_key=key,

@@ -15,6 +15,7 @@ import json
 import re
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email import policy
 from email.header import Header
@@ -26,8 +27,9 @@ from typing import Any
 import aiosmtplib
 import idna
 
-from notification_service.channels import Message, Outcome, outcome
-from notification_service.domain import Result
+from notification_service.channels import Draft, Message, Outcome, Says, outcome
+from notification_service.domain import EMAIL, Delivery, Result, delivery_id
+from notification_service.templates import RenderError
 
 _POLICY = policy.compat32.clone(linesep="\r\n")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")
@@ -62,6 +64,38 @@ class Mail:
     def decode(cls, content: bytes) -> Mail:
         """Reads the content of a delivery."""
         return cls(**json.loads(content))
+
+
+@dataclass(frozen=True, slots=True)
+class EmailWriter:
+    """Makes a mail to each address that a rule names; `sender` is a mailbox."""
+
+    sender: str
+
+    @property
+    def says(self) -> Says:
+        """Text and HTML."""
+        return Says.HTML
+
+    def compose(self, draft: Draft) -> Iterator[Delivery]:
+        """See Writer."""
+        told: set[str] = set()
+        for one in draft.addressees:
+            if not one.email or one.email.casefold() in told:
+                continue
+            told.add(one.email.casefold())
+            identity = delivery_id(draft.id, EMAIL, one.email)
+            key = message_id(identity, self.sender)
+            try:
+                said = draft.say(one.which)
+            except RenderError as error:
+                yield Delivery(identity, EMAIL, one.email, key, problem=str(error))
+                continue
+            if said.html_problem:
+                yield Delivery(identity, EMAIL, one.email, key, problem=said.html_problem)
+                continue
+            content = Mail(one.name, said.subject, said.text, said.html).encode()
+            yield Delivery(identity, EMAIL, one.email, key, content)
 
 
 def message_id(delivery: object, sender: str) -> str:

@@ -7,7 +7,9 @@ own. No redirect is followed, for a signed body goes nowhere the operator did no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -17,9 +19,9 @@ import psycopg
 from aiohttp.helpers import is_ip_address
 from yarl import URL
 
-from notification_service.channels import Message, Outcome, outcome
+from notification_service.channels import Draft, Message, Outcome, Says, outcome
 from notification_service.destinations import Destination, State
-from notification_service.domain import Result
+from notification_service.domain import WEBHOOK, Delivery, Result, delivery_id
 from notification_service.egress import CheckedResolver, ForbiddenAddressError, Network, check
 from notification_service.registry import Endpoints
 
@@ -30,6 +32,28 @@ _RETRYABLE = frozenset({408, 425, 429})
 
 # Of those the ones that say nothing about the next call.
 _OF_ONE_CALL = frozenset({408, 425})
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookWriter:
+    """Makes a call to each endpoint that wants to know; `endpoints` is looked at each time, for they may change."""
+
+    endpoints: Iterable[Destination]
+
+    @property
+    def says(self) -> Says:
+        """Nothing: machines get the facts."""
+        return Says.NOTHING
+
+    def compose(self, draft: Draft) -> Iterator[Delivery]:
+        """See Writer. The body is made once: its bytes are stored and sent as they are."""
+        wanting = [endpoint for endpoint in self.endpoints if endpoint.wants(draft.kind, draft.category)]
+        if not wanting:
+            return
+        content = json.dumps(draft.payload(), ensure_ascii=False, separators=(",", ":")).encode()
+        for endpoint in wanting:
+            identity = delivery_id(draft.id, WEBHOOK, endpoint.target)
+            yield Delivery(identity, WEBHOOK, endpoint.target, str(identity), content)
 
 
 class WebhookChannel:

@@ -14,6 +14,7 @@ import grpc.aio
 import psycopg
 
 from notification_service import categories, endpoints, lanes, metrics, reset, rules, template_reload
+from notification_service.api.digests import DigestService
 from notification_service.api.endpoints import EndpointService
 from notification_service.api.in_app import InAppService
 from notification_service.api.notifications import NotificationService
@@ -22,6 +23,7 @@ from notification_service.api.templates import TemplateService
 from notification_service.categories import Categories
 from notification_service.compose import Composer
 from notification_service.destinations import Destination
+from notification_service.digester import Digester
 from notification_service.dispatcher import Dispatcher
 from notification_service.domain import EMAIL
 from notification_service.follower import STORING_SESSION, Source
@@ -29,6 +31,7 @@ from notification_service.inbox import Inbox
 from notification_service.lanes import Sending
 from notification_service.registry import Endpoints
 from notification_service.settings import NotificationServiceSettings
+from notification_service.store import digests as digest_store
 from notification_service.store import reads
 from notification_service.subscriber import LONGEST_PAUSE, Subscriber
 from notification_service.tables import SCHEMA_REVISION
@@ -47,6 +50,8 @@ from servicekit.tasks import Background
 from tidings.client import Batch, CursorStore, UserFeed, connect
 from tidings.client.feed import Start
 from tidings.notifications.v1 import (
+    digests_pb2,
+    digests_pb2_grpc,
     endpoints_pb2,
     endpoints_pb2_grpc,
     in_app_pb2,
@@ -69,6 +74,7 @@ _SERVICES = tuple(
         (endpoints_pb2.DESCRIPTOR, "EndpointService"),
         (templates_pb2.DESCRIPTOR, "TemplateService"),
         (preferences_pb2.DESCRIPTOR, "PreferenceService"),
+        (digests_pb2.DESCRIPTOR, "DigestService"),
     )
 )
 
@@ -94,17 +100,21 @@ class Files:
 
 def read(settings: NotificationServiceSettings) -> Files:
     """Reads the operator's files; the composer knows no endpoints yet. Raises InvalidConfigError."""
+    told = rules.read(settings.rules_file)
+    decidable = categories.load(settings.categories_file)
+    categories.check_digests(decidable, told.digests.values())
     composer = Composer(
-        rules.load(settings.rules_file),
+        told.rules,
         Templates(settings.templates_dir),
         lanes.writers(settings.mail_from, ()),
+        told.digests,
     )
     composer.check()
     return Files(
         composer,
         tuple(one.destination() for one in endpoints.load(settings.webhooks_file)),
         lanes.read(settings),
-        categories.load(settings.categories_file),
+        decidable,
     )
 
 
@@ -224,6 +234,7 @@ async def _serve(
         lease=settings.shard_lease,
         patience=settings.standby_patience,
     )
+    digester = Digester(storing, composer, stored, lease=settings.lease, poll_interval=settings.poll_interval)
     rpc.add_tools(door, *_SERVICES)
     for add, servicer in (
         (
@@ -245,6 +256,7 @@ async def _serve(
             ),
         ),
         (preferences_pb2_grpc.add_PreferenceServiceServicer_to_server, PreferenceService(queries, files.categories)),
+        (digests_pb2_grpc.add_DigestServiceServicer_to_server, DigestService(queries, digester.flush)),
     ):
         guard.add(door.server, door.entrance.source, add, servicer)
 
@@ -273,6 +285,7 @@ async def _serve(
         (knowing(dispatcher.tidy), "tidier", settings.lease / 2),
         (tail.run(), "tail", settings.poll_interval),
         (known.run(settings.poll_interval), "endpoints", settings.poll_interval),
+        (digester.run(), "digester", settings.poll_interval),
         (template_reload.follow(composer.templates, composer.needs), "templates", template_reload.INTERVAL),
     ):
         background.start(loop, name, every=every)
@@ -285,10 +298,11 @@ async def _serve(
 
 async def _measure(pool: Pool) -> None:
     """A background loop: asks the database for what it alone knows."""
-    deliveries = metrics.Deliveries()
+    deliveries, digests = metrics.Deliveries(), metrics.Digests()
 
     async def look() -> None:
         async with pool.connection() as connection:
             deliveries.found(await reads.standing(connection), await reads.position(connection))
+            digests.found(*await digest_store.standing(connection))
 
     await process.refresh(look, _ASK)

@@ -93,6 +93,8 @@ class Item:
 
     digest: str
     target: str
+    # Its user's.
+    locale: str
     # What the digest's template sees of it, as JSON.
     view: str
 
@@ -206,9 +208,19 @@ def delivery_id(notification: uuid.UUID, channel: str, target: str) -> uuid.UUID
     return uuid.uuid5(notification, f"{channel}:{target}")
 
 
+def digest_rule(name: str) -> str:
+    """What stands for the rule of a digest's notification."""
+    return f"digest:{name}"
+
+
 def digest_id(first: uuid.UUID, name: str, target: str) -> uuid.UUID:
     """The id of the digest that a notification's mail to a target opens."""
     return uuid.uuid5(first, f"digest:{name}:{target}")
+
+
+def digest_notification_id(digest: uuid.UUID) -> uuid.UUID:
+    """The id of what a digest becomes."""
+    return uuid.uuid5(digest, "notification")
 
 
 def stamp(time: datetime | None) -> Timestamp | None:

@@ -79,9 +79,9 @@ class Gathered:
 
 def closes(digest: Digest, time_zone: str, opened: datetime) -> datetime:
     """When a window closes (UTC) that opens at an instant, for a user of a time zone (IANA; UTC if it has none)."""
-    if digest.at is None:
-        return opened.astimezone(UTC) + digest.window
-    return next_local(digest.at, zone(time_zone), opened)
+    if digest.at is not None:
+        return next_local(digest.at, zone(time_zone), opened)
+    return opened.astimezone(UTC) + digest.window
 
 
 def next_local(at: time, where: ZoneInfo, after: datetime) -> datetime:
@@ -125,7 +125,7 @@ def gather(
             if identity is None:
                 window = _opened(one, item, digests[item.digest], now)
             else:
-                window = _with(windows[identity], one, digests[item.digest], now)
+                window = _with(windows[identity], one, item, digests[item.digest], now)
             windows[window.id] = window
             if window.gathers:
                 gathering[key] = window.id
@@ -136,9 +136,7 @@ def gather(
         notifications.append(replace(one, digest_id=first) if first else one)
     for window in list(windows.values()):
         if is_over(window):
-            windows[window.id] = replace(
-                window, state=DigestState.CANCELLED, gathers=False, end_reason=USER_DELETED
-            )
+            windows[window.id] = replace(window, state=DigestState.CANCELLED, gathers=False, end_reason=USER_DELETED)
     return Gathered(
         tuple(window for window in windows.values() if window.id not in before),
         tuple(window for window in windows.values() if before.get(window.id, window) != window),
@@ -156,7 +154,7 @@ def _opened(one: Notification, item: Item, digest: Digest, now: datetime) -> Win
         target=item.target,
         category=one.category,
         template=digest.template,
-        locale=one.locale,
+        locale=item.locale,
         time_zone=one.time_zone,
         gathers=not is_full,
         items=1,
@@ -169,14 +167,14 @@ def _opened(one: Notification, item: Item, digest: Digest, now: datetime) -> Win
     )
 
 
-def _with(window: Window, one: Notification, digest: Digest, now: datetime) -> Window:
+def _with(window: Window, one: Notification, item: Item, digest: Digest, now: datetime) -> Window:
     """A window that has one more item."""
     is_full = window.items + 1 >= digest.most
     return replace(
         window,
         category=one.category,
         template=digest.template,
-        locale=one.locale,
+        locale=item.locale,
         time_zone=one.time_zone,
         gathers=not is_full,
         items=window.items + 1,

@@ -55,7 +55,7 @@ def upgrade() -> None:
         ("digests_user_id_position_idx", ["user_id", "position"], None),
         ("digests_name_position_idx", ["name", "position"], None),
         ("digests_due_idx", ["close_time"], "state = 1"),
-        ("digests_open_idx", ["position"], "state = 1"),
+        ("digests_open_idx", ["state", "position"], "state <> 2"),
         ("digests_notification_idx", ["notification_id"], "notification_id IS NOT NULL"),
     ):
         where = sa.text(condition) if condition else None

@@ -42,7 +42,7 @@ class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
         self, request: notifications_pb2.ListNotificationsRequest, context: _Context
     ) -> notifications_pb2.ListNotificationsResponse:
         asked = request.filter
-        filters = requests.ids(user_id=asked.user_id, event_id=asked.event_id)
+        filters = requests.ids(user_id=asked.user_id, event_id=asked.event_id, digest_id=asked.digest_id)
         if asked.category:
             filters["category"] = asked.category
         size, selection, before = requests.page(request, filters)

@@ -146,6 +146,7 @@ _note = rows(
     n_template_version=Text(),
     n_time_zone=Text(),
     n_locale=Text(),
+    n_digest_id=UUID,
 )
 _sent = rows(
     d_id=UUID,
@@ -203,6 +204,11 @@ def _store(moved: Any, *moves: Any) -> str:
 
 _STORE_WHOLE = _store(_whole, _seen)
 _STORE_SHARD = _store(_counters, _move_shard.cte("shard_moved"))
+# What was not made of a batch just now moves no cursor.
+_counts = {name: value for name, value in _counted.items() if name != "update_time"}
+_STORE_MADE = _store(
+    update(inbox).values(**_counts).returning(inbox.c.notification_position, inbox.c.delivery_position).cte("moved")
+)
 _MOVE_WHOLE = sql(select(_whole).add_cte(_seen))
 _MOVE_SHARD = sql(_move_shard)
 _RESET = sql(
@@ -386,6 +392,19 @@ async def write_inbox(
     return after
 
 
+async def write_made(connection: Connection, made: Sequence[Notification]) -> None:
+    """Stores notifications and deliveries that no batch made, in a transaction of the caller's, which has nothing to do
+    after it but to commit: the inbox's row is locked by then.
+    """
+    values: dict[str, Any] = {
+        "more_notifications": len(made),
+        "more_deliveries": sum(len(one.deliveries) for one in made),
+    }
+    values |= _notification_arrays(made) | _delivery_arrays(made)
+    if await (await connection.execute(_STORE_MADE, values)).fetchone() is None:
+        raise LookupError("the inbox has no row")
+
+
 def _notification_arrays(made: Sequence[Notification]) -> dict[str, arrays.Array]:
     return {
         "n_id": arrays.uuids([one.id for one in made]),
@@ -404,6 +423,7 @@ def _notification_arrays(made: Sequence[Notification]) -> dict[str, arrays.Array
         "n_template_version": arrays.texts([one.template_version for one in made]),
         "n_time_zone": arrays.texts([one.time_zone for one in made]),
         "n_locale": arrays.texts([one.locale for one in made]),
+        "n_digest_id": arrays.optional_uuids([one.digest_id for one in made]),
     }
 
 

@@ -70,6 +70,7 @@ NOTIFICATION_COLUMNS = (
     _note.archive_time,
     _note.template_version,
     _note.locale,
+    _note.digest_id,
 )
 _DELIVERY_COLUMNS = (
     _delivery.position,
@@ -232,7 +233,7 @@ _SHARDS = sql(
 def notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
     """The message of a row of NOTIFICATION_COLUMNS."""
     identity, position, user_id, event_id, event_position, rule, category, template, channels, *rest = row
-    subject, body, create_time, trace_parent, trace_state, *marks, template_version, locale = rest
+    subject, body, create_time, trace_parent, trace_state, *marks, template_version, locale, digest_id = rest
     seen_time, read_time, archive_time = marks
     return notifications_pb2.Notification(
         id=str(identity),
@@ -254,6 +255,7 @@ def notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
         archive_time=stamp(archive_time),
         template_version=template_version,
         locale=locale,
+        digest_id=str(digest_id) if digest_id else "",
     )
 
 

@@ -45,6 +45,9 @@ def list_notifications(
     user_id: _User = "",
     event_id: Annotated[str, typer.Option("--event", metavar="ID", help="Only those made of this event.")] = "",
     category: Annotated[str, typer.Option("--category", help="Only those of this category.")] = "",
+    digest_id: Annotated[
+        str, typer.Option("--digest", metavar="ID", help="Only those whose mails went into this digest, and it itself.")
+    ] = "",
     limit: Limit = DEFAULT_LIMIT,
     everything: All = False,
     address: NotificationsAddress = NOTIFICATIONS_ADDRESS,
@@ -62,6 +65,7 @@ def list_notifications(
                 user_id=user_id,
                 event_id=event_id,
                 category=category,
+                digest_id=digest_id,
                 page_size=listing.page_size(limit, everything),
             )
             await listing.show(found, _COLUMNS, row, limit=limit, everything=everything, as_json=as_json)

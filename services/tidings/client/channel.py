@@ -35,6 +35,7 @@ _RETRIED = {
     "tidings.notifications.v1.PreferenceService": ("GetPreferences", "ListCategories", "ListSuppressions"),
     "tidings.notifications.v1.InAppService": ("ListInAppNotifications", "GetInAppCounts"),
     "tidings.notifications.v1.TemplateService": ("ListTemplates",),
+    "tidings.notifications.v1.DigestService": ("ListDigests", "GetDigest", "FlushDigest"),
 }
 
 _SERVICE_CONFIG = {

@@ -112,7 +112,7 @@ class Inbox:
     async def _gather(
         self, connection: Connection, new: Sequence[Notification], deleted: Mapping[uuid.UUID, int]
     ) -> Sequence[Notification]:
-        """Stores the items of digests and ends those of the deleted. Returns the notifications with their digests' ids."""
+        """Stores items of digests, and ends digests of the deleted. The notifications have their digests' ids then."""
         concerned = {one.user_id for one in new if one.items} | deleted.keys()
         if not concerned:
             return new

@@ -7,6 +7,7 @@ delivery without content that says why, as everywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC
 from typing import Any
 
 from notification_service import domain, views
@@ -34,12 +35,14 @@ def compose(window: Window, items: Sequence[str], template: str, templates: Temp
     name, problem = "", ""
     rendered: Rendered | None = None
     try:
-        seen = context([views.decode(one) for one in items], {"name": window.name, "open_time": window.open_time})
+        seen = context(
+            [views.decode(one) for one in items], {"name": window.name, "open_time": window.open_time.astimezone(UTC)}
+        )
         name = seen["name"]
         rendered = used.render(template, seen, locale=window.locale, html=True)
     except RenderError as error:
         problem = str(error)
-    except (LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         # Another release has stored it.
         problem = f"what was gathered cannot be read: {type(error).__name__}"
 

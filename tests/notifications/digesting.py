@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from notification_service import lanes, rules
+from notification_service import gathered, lanes, rules
 from notification_service.channels.email import Mail
 from notification_service.compose import Composer
 from notification_service.digester import Digester
-from notification_service.domain import Cursor
+from notification_service.domain import Cursor, Notification
 from notification_service.inbox import Inbox
 from notification_service.store import digests as store
 from notification_service.store import feed as rows
 from notification_service.store import reads
 from notification_service.templates import Templates
+from notification_service.windows import Window
 from servicekit.database import Connection, Pool
 from tests.notifications.conftest import SENDER, Events, batch, write
 from tidings.notifications.v1 import digests_pb2, notifications_pb2
@@ -136,3 +138,8 @@ class Site:
 
 def renamed(events: Events, user: users_pb2.User, name: str = "Ada") -> users_pb2.UserEvent:
     return events.updated(user, display_name=name)
+
+
+def said(site: Site, window: Window, views: Sequence[str]) -> Notification:
+    """What one who has taken a digest makes of it."""
+    return gathered.compose(window, views, "gathered", site.composer.templates, site.composer.writers["email"])

@@ -9,7 +9,7 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
 
@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 
 from notification_service.compose import Composer
 from notification_service.digester import Digester
+from notification_service.domain import Notification
+from notification_service.store import digests as store
 from notification_service.store import feed as rows
 from servicekit import database
 from servicekit.database import Connection, Pool
 from tests.notifications.conftest import Events
-from tests.notifications.digesting import Site, renamed
+from tests.notifications.digesting import LEASE, Site, renamed, said
 from tidings.notifications.v1 import digests_pb2
 from tidings.users.v1 import users_pb2
 
@@ -73,20 +75,29 @@ class MortalPool:
             yield Mortal(opened, self._left)
 
 
-lives = st.none() | st.integers(0, 12)
-_STEPS = st.one_of(
-    st.tuples(st.just("rename"), st.integers(0, 1)),
-    st.tuples(st.just("rename"), st.integers(0, 1)),
-    st.tuples(st.just("move"), st.integers(0, 1)),
-    st.tuples(st.just("delete"), st.integers(0, 1)),
-    st.tuples(st.just("store"), lives),
-    st.tuples(st.just("store"), lives),
-    st.tuples(st.just("pass"), st.sampled_from([1, 29, 30, 60, 90])),
-    st.tuples(st.just("close"), lives),
-    st.tuples(st.just("close"), lives),
-    st.tuples(st.just("close twice"), st.none()),
-    st.tuples(st.just("flush"), lives),
+# After so many statements, before or after what they do.
+lives = st.none() | st.integers(0, 30)
+changes = st.lists(
+    st.tuples(st.sampled_from(["rename"] * 4 + ["move", "move", "delete"]), st.integers(0, 1)), min_size=1, max_size=4
 )
+minutes = st.sampled_from([1, 30, 61, 61, 61])
+closings = st.one_of(
+    st.tuples(st.sampled_from(["close", "flush"]), lives),
+    st.tuples(st.sampled_from(["close twice", "begin to close", "begin to close", "go on to close"]), st.none()),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What happens is stored, and somebody dies over it; then some time passes, and somebody closes, or dies over it."""
+
+    happens: list[tuple[str, int]]
+    life: int | None
+    minutes: int
+    closings: list[tuple[str, int | None]]
+
+
+rounds = st.builds(Round, changes, lives, minutes, st.lists(closings, max_size=3))
 
 
 @dataclass
@@ -98,25 +109,37 @@ class Play:
     events: Events
     users: list[users_pb2.User]
     # Addresses by event: who is to hear of it.
-    told: dict[int, set[str]]
-    waiting: list[users_pb2.UserEvent]
-    ended: dict[str, int]
-    flushed: set[str]
+    told: dict[int, set[str]] = field(default_factory=dict)
+    waiting: list[users_pb2.UserEvent] = field(default_factory=list)
+    ended: dict[str, int] = field(default_factory=dict)
+    flushed: set[str] = field(default_factory=set)
+    # What one who is paused has taken and said, but not stored.
+    paused: list[Notification] = field(default_factory=list)
 
-    async def step(self, kind: str, value: Any) -> None:
-        """Does one."""
-        if kind in ("rename", "move", "delete"):
-            self.happen(kind, value)
-        elif kind == "store" and self.waiting:
-            await self.store(value)
-        elif kind == "pass":
-            await self.site.pass_time(timedelta(minutes=value))
-        elif kind == "close":
-            await self.close(value)
+    async def go(self, one: Round) -> None:
+        """One round."""
+        for change, which in one.happens:
+            self.happen(change, which)
+        await self.store(one.life)
+        await self.site.pass_time(timedelta(minutes=one.minutes))
+        for kind, life in one.closings:
+            await self.closing(kind, life)
+
+    async def closing(self, kind: str, life: int | None) -> None:
+        """One way to close."""
+        if kind == "close":
+            await self.close(life)
+        elif kind == "flush":
+            await self.flush(life)
         elif kind == "close twice":
             await asyncio.gather(self.close(None), self.close(None))
-        elif kind == "flush":
-            await self.flush(value)
+        elif kind == "begin to close":
+            taken = await store.take(self.site.connection, 5, LEASE)
+            views = await store.items(self.site.connection, [one.id for one in taken])
+            self.paused += [said(self.site, one, views[one.id]) for one in taken]
+        else:
+            await store.close(self.site.connection, self.paused)
+            self.paused.clear()
 
     def happen(self, kind: str, which: int) -> None:
         user = self.users[which]
@@ -134,6 +157,7 @@ class Play:
         self.waiting.append(event)
 
     async def store(self, life: int | None) -> None:
+        over = {one.id for one in await self.site.digests() if one.state != digests_pb2.Digest.OPEN}
         if life is not None:
             async with MortalPool(self.url, life).connection() as mortal:
                 with contextlib.suppress(psycopg.OperationalError):
@@ -143,7 +167,18 @@ class Play:
         left = [event for event in self.waiting if event.position > cursor.position]
         if left:
             await self.site.store(*left)
+        for event in self.waiting:
+            if event.type == users_pb2.UserEvent.DELETED:
+                await self.check_deleted(event, over)
         self.waiting.clear()
+
+    async def check_deleted(self, event: users_pb2.UserEvent, over: set[str]) -> None:
+        """What was gathered for a user before the end, and not said, is never said."""
+        found = await self.site.all(
+            "SELECT digest_id::text, state FROM digest_items JOIN digests ON digests.id = digest_id"
+            f" WHERE user_id = '{event.user.id}' AND (view->'event'->>'position')::bigint < {event.position}"
+        )
+        assert all(identity in over or state == digests_pb2.Digest.CANCELLED for identity, state in found)
 
     def closer(self, life: int | None) -> Digester:
         return self.site.digester(None if life is None else cast("Pool", MortalPool(self.url, life)))
@@ -173,9 +208,9 @@ class Play:
                 cancelled[found[identity].target, position] += 1
                 assert position < self.ended[user_id]
         mailed: Counter[tuple[str, int]] = Counter()
-        said = await self.site.mails()
+        mails = await self.site.mails()
         for delivery in await self.site.deliveries():
-            if not (text := said[delivery.id].text).startswith("one"):
+            if not (text := mails[delivery.id].text).startswith("one"):
                 mailed.update((delivery.target, int(position)) for position in re.findall(r"\[(\d+) ", text))
         wanted = Counter((address, position) for position, addresses in self.told.items() for address in addresses)
         assert mailed + cancelled == wanted
@@ -190,10 +225,10 @@ class Play:
                     assert closes - one.open_time.ToDatetime() == timedelta(hours=1)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(_STEPS, min_size=4, max_size=20))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(rounds, min_size=2, max_size=5))
 async def test_every_item_is_in_one_mail_whoever_dies(
-    digesting: Composer, url: str, pool: Pool, steps: list[tuple[str, Any]]
+    digesting: Composer, url: str, pool: Pool, played: list[Round]
 ) -> None:
     events = Events()
     async with await database.connect(url, "play") as connection:
@@ -202,9 +237,9 @@ async def test_every_item_is_in_one_mail_whoever_dies(
         )
         await rows.read_cursor(connection)
         site = Site(digesting, pool, connection)
-        play = Play(site, url, events, [events.user("ada"), events.user("bob")], {}, [], {}, set())
-        for kind, value in steps:
-            await play.step(kind, value)
-        await play.step("store", None)
+        play = Play(site, url, events, [events.user("ada"), events.user("bob")])
+        for one in played:
+            await play.go(one)
         await site.close_all()
+        await play.closing("go on to close", None)
         await play.check()

@@ -8,13 +8,13 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from notification_service import categories, domain, gate, gathered
+from notification_service import categories, domain, gate
 from notification_service.gate import Candidate, Defer, Send
 from notification_service.store import digests as store
 from notification_service.store import leases, reads
 from servicekit import database
 from tests.notifications.conftest import TRACE_PARENT, Events, eventually, write
-from tests.notifications.digesting import LEASE, RULES, Site, compose_of, renamed
+from tests.notifications.digesting import LEASE, RULES, Site, compose_of, renamed, said
 from tidings.notifications.v1 import digests_pb2, notifications_pb2
 
 
@@ -107,7 +107,7 @@ async def test_an_item_that_comes_while_its_window_closes_opens_another(site: Si
     [taken] = await store.take(site.connection, 5, LEASE)
     await site.store(renamed(events, user, "two"))
     views = await store.items(site.connection, [taken.id])
-    made = gathered.compose(taken, views[taken.id], "gathered", site.composer.templates, site.composer.writers["email"])
+    made = said(site, taken, views[taken.id])
     assert await store.close(site.connection, [made]) == 1
     assert await store.close(site.connection, [made]) == 0
     new, old = await site.digests()
@@ -146,12 +146,7 @@ async def test_replicas_that_close_the_same_digests_make_one_mail_of_each(site: 
     async with site.pool.connection() as one:
         slow = await store.take(one, 30, LEASE)
         views = await store.items(one, [window.id for window in slow])
-        made = [
-            gathered.compose(
-                window, views[window.id], "gathered", site.composer.templates, site.composer.writers["email"]
-            )
-            for window in slow
-        ]
+        made = [said(site, window, views[window.id]) for window in slow]
         await site.pass_time(timedelta(seconds=LEASE))
 
         async def close() -> None:
@@ -184,12 +179,12 @@ async def test_a_deleted_user_gets_no_digest_but_of_what_comes_after(site: Site,
     assert all(one.HasField("end_time") for one in by_user[ada.id][1:])
     assert [one.state for one in by_user[bob.id]] == [digests_pb2.Digest.OPEN]
     views = await store.items(site.connection, [taken.id])
-    made = gathered.compose(taken, views[taken.id], "gathered", site.composer.templates, site.composer.writers["email"])
+    made = said(site, taken, views[taken.id])
     assert await store.close(site.connection, [made]) == 0
     await site.close_all()
     pending = [one for one in await site.deliveries() if one.state == notifications_pb2.Delivery.PENDING]
-    said = await site.mails()
-    assert {said[one.id].text for one in pending} == {"[7 back|back]\n", "[5 Ada|Ada]\n", "one\n"}
+    mails = await site.mails()
+    assert {mails[one.id].text for one in pending} == {"[7 back|back]\n", "[5 Ada|Ada]\n", "one\n"}
 
 
 async def test_what_cannot_be_rendered_is_parked_and_says_why(site: Site, events: Events, tmp_path: Path) -> None:

@@ -106,10 +106,10 @@ class Site:
         return Digester(pool or self.pool, self.composer, count, lease=LEASE, poll_interval=0.05)
 
     async def pass_time(self, time: timedelta) -> None:
-        """Lets what is stored be older."""
+        """Lets what is open be older."""
         await self.connection.execute(
             "UPDATE digests SET open_time = open_time - %(t)s, close_time = close_time - %(t)s,"
-            " lease_until = lease_until - %(t)s",
+            " lease_until = lease_until - %(t)s WHERE state = 1",
             {"t": time},
         )
 

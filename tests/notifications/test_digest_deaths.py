@@ -83,13 +83,13 @@ changes = st.lists(
 minutes = st.sampled_from([1, 30, 61, 61, 61])
 closings = st.one_of(
     st.tuples(st.sampled_from(["close", "flush"]), lives),
-    st.tuples(st.sampled_from(["close twice", "begin to close", "begin to close", "go on to close"]), st.none()),
+    st.tuples(st.sampled_from(["close twice", "begin to close", "go on to close", "store meanwhile"]), st.none()),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What happens is stored, and somebody dies over it; then some time passes, and somebody closes, or dies over it."""
+    """What happens is stored, and somebody dies over it; some time passes; somebody closes, and dies over that."""
 
     happens: list[tuple[str, int]]
     life: int | None
@@ -133,6 +133,12 @@ class Play:
             await self.flush(life)
         elif kind == "close twice":
             await asyncio.gather(self.close(None), self.close(None))
+        elif kind == "store meanwhile":
+            await self.closing("begin to close", None)
+            for which in range(2):
+                self.happen("rename", which)
+            await self.store(None)
+            await self.closing("go on to close", None)
         elif kind == "begin to close":
             taken = await store.take(self.site.connection, 5, LEASE)
             views = await store.items(self.site.connection, [one.id for one in taken])

@@ -5,19 +5,21 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 import pytest
 
 from notification_service import categories, domain, rules
 from notification_service.api.digests import DigestService
+from notification_service.api.templates import TemplateService
+from notification_service.channels.email import EmailChannel
 from servicekit import callers, guard
 from servicekit.configfile import InvalidConfigError
-from tests.notifications.conftest import Events, write
+from tests.notifications.conftest import SENDER, Events, write
 from tests.notifications.digesting import RULES, Site, compose_of, renamed
 from tidings.client import ApiError, Digests
-from tidings.notifications.v1 import digests_pb2, digests_pb2_grpc
+from tidings.notifications.v1 import digests_pb2, digests_pb2_grpc, templates_pb2
 
 
 @pytest.fixture
@@ -118,6 +120,21 @@ def test_a_digest_needs_its_template(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfigError) as refused:
         compose_of(tmp_path, RULES.replace('template = "gathered"', 'template = "absent"'))
     assert str(refused.value) == "rule 'digest:hourly': template absent.subject.txt is missing"
+
+
+async def test_the_templates_of_digests_are_listed_and_tried(tmp_path: Path) -> None:
+    composer = compose_of(tmp_path)
+    service = TemplateService(
+        composer, EmailChannel("127.0.0.1", 1, sender=SENDER, timeout=5.0), SENDER, send_timeout=5
+    )
+    context = cast("grpc.aio.ServicerContext[Any, Any]", None)
+    listed = await service.ListTemplates(templates_pb2.ListTemplatesRequest(), context)
+    assert {one.name: list(one.rules) for one in listed.templates if one.rules} == {
+        "gathered": ["digest:hourly"],
+        "single": ["renamed", "moved", "gone"],
+    }
+    said = await service.PreviewTemplate(templates_pb2.PreviewTemplateRequest(template="gathered"), context)
+    assert (said.subject, said.text.count("Ada Lovelace|The ")) == ("2 changes", 2)
 
 
 def test_what_is_mandatory_is_not_gathered(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from notification_service import errors, gathered, samples, tokens
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.channels.email import Mail, message_id
 from notification_service.compose import Composer, addressed
-from notification_service.domain import Result, stamp
+from notification_service.domain import Result, digest_rule, stamp
 from notification_service.templates import Rendered, RenderError, Templates
 from servicekit import logs, rpc
 from servicekit.configfile import InvalidConfigError
@@ -63,7 +63,7 @@ class TemplateService(templates_pb2_grpc.TemplateServiceServicer):
                         templates_pb2.Template.Translation(locale=locale, parts=[_PARTS[part] for part in parts])
                         for locale, parts in current.files.locales(name).items()
                     ],
-                    rules=[rule.name for rule in self._composer.rules if rule.template == name],
+                    rules=self._users_of(name),
                     problems=problems[name],
                 )
                 for name in names[first:end]
@@ -134,6 +134,11 @@ class TemplateService(templates_pb2_grpc.TemplateServiceServicer):
         if said.html_problem:
             raise errors.template_failed(said.html_problem)
         return said, str(seen["name"])
+
+    def _users_of(self, name: str) -> list[str]:
+        """What a template says, by the names of rules; digests are there as what stands for their rule."""
+        rules = [rule.name for rule in self._composer.rules if rule.template == name]
+        return rules + [digest_rule(one.name) for one in self._composer.digests.values() if one.template == name]
 
     def _is_of_digest(self, name: str) -> bool:
         """Whether a template says a digest: by the rules file, else by its name."""

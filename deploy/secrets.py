@@ -1,9 +1,9 @@
 """`python -m deploy.secrets`: what a development cluster must not share with any other, made on this machine.
 
-A certificate authority and a certificate for each service, tokens with the files of callers that know their hashes, and
-passwords. They go into a directory that git ignores, from where kustomize makes Secrets of them. A file that is there
-is never replaced: the database in a cluster knows the passwords it was made with. Remove the directory, and the
-cluster's namespace with it, to begin anew.
+A certificate authority and a certificate for each service, tokens with the files of callers that know their hashes, a
+key for links, and passwords. They go into a directory that git ignores, from where kustomize makes Secrets of them. A
+file that is there is never replaced: the database in a cluster knows the passwords it was made with. Remove the
+directory, and the cluster's namespace with it, to begin anew.
 
 Production has none of this: its Secrets have the same names and keys, and come from elsewhere.
 """
@@ -11,6 +11,7 @@ Production has none of this: its Secrets have the same names and keys, and come 
 from __future__ import annotations
 
 import argparse
+import base64
 import datetime
 import hashlib
 import json
@@ -33,6 +34,7 @@ DIRECTORY = Path(__file__).parent / "components" / "development" / "generated"
 _VALID = datetime.timedelta(days=397)
 _CLOCKS_DIFFER = datetime.timedelta(hours=1)
 _TOKEN_BYTES = 32
+_LINK_KEY_BYTES = 32
 _PASSWORDS = (
     "postgres-superuser",
     "postgres-users-owner",
@@ -95,6 +97,8 @@ def generate(directory: Path) -> list[str]:
         name: write(f"{name}.token", lambda: f"tidings_{secrets.token_urlsafe(_TOKEN_BYTES)}".encode()).decode()
         for name in names
     }
+    # What signs the links in mails.
+    write("notification-service.links.keys", lambda: base64.b64encode(secrets.token_bytes(_LINK_KEY_BYTES)) + b"\n")
     for service, callers in CALLERS.items():
         text = _callers_file(callers, tokens)
         write(f"{service}.callers.toml", text.encode)

@@ -25,7 +25,7 @@ from console.live import Live
 from console.settings import ConsoleSettings
 from console.spans import SpanStore
 from console.standing import Standing
-from servicekit import logs
+from servicekit import listening, logs
 from servicekit.addresses import is_loopback
 from servicekit.configfile import InvalidConfigError
 from servicekit.settings import variable
@@ -122,7 +122,9 @@ async def _serve(
     if settings.health_listen:
         servers["health_address"] = (settings.health_listen, app.health_only(healthy))
     with contextlib.ExitStack() as stack:
-        sockets = {name: _bound(address, stack) for name, (address, _) in servers.items()}
+        sockets = {name: listening.bound(address) for name, (address, _) in servers.items()}
+        for one in filter(None, sockets.values()):
+            stack.enter_context(one)
         receiver = otlp.receiver(settings.otlp_listen, spans) if spans else None
         if None in sockets.values() or (spans and receiver is None):
             return 1
@@ -133,7 +135,7 @@ async def _serve(
             background.start(watching.follow_answers(health, ask, standings[name]), f"{name} answers")
         background.start(feed.follow(), "feed")
         runs = [_Running(made, sockets[name]) for name, (_, made) in servers.items()]
-        log.info("serving", **{name: _address(bound) for name, bound in sockets.items() if bound})
+        log.info("serving", **{name: listening.address_of(one) for name, one in sockets.items() if one})
         if not is_loopback(settings.listen):
             log.warning("beyond this machine: something else must let only operators through", address=settings.listen)
         await _until_told(background, runs)
@@ -178,24 +180,6 @@ class _Running:
         """Ends it; requests that run get a moment."""
         self._server.should_exit = True
         await self.task
-
-
-def _bound(address: str, stack: contextlib.ExitStack) -> socket.socket | None:
-    """A listening socket; None if the address cannot be had."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        made = socket.create_server((host, int(port)), family=family, dualstack_ipv6=host == "::")
-    except OSError as error:
-        log.error("address is taken or not allowed", address=address, error=str(error))
-        return None
-    return stack.enter_context(made)
-
-
-def _address(bound: socket.socket) -> str:
-    host, port, *_ = bound.getsockname()
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _command() -> str:

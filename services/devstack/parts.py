@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
+import secrets
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from devstack.supervisor import ChildProcess, Part, PartFailedError, Running, ou
 from servicekit.settings import variable
 
 _ASK_TIMEOUT = 2.0
+_LINK_KEY_BYTES = 32
 
 USERS = "user-service"
 NOTIFICATIONS = "notification-service"
@@ -46,6 +49,7 @@ _PORTS = {
     "otlp_port": CONSOLE,
     "users_metrics_port": USERS,
     "notifications_metrics_port": NOTIFICATIONS,
+    "pages_port": NOTIFICATIONS,
 }
 
 
@@ -198,6 +202,24 @@ def console_part(settings: DevstackSettings, console: Console) -> Part:
     return _process(settings, console, CONSOLE, ("console", "serve"), environment, ready)
 
 
+def _links(settings: DevstackSettings) -> dict[str, str]:
+    """What makes links in mails lead to the service itself; the key is made once, as old mails are kept as well."""
+    pages_at = listen_address(settings.host, settings.pages_port)
+    made = {"TIDINGS_NOTIFICATIONS_HTTP_LISTEN": pages_at}
+    if any(os.environ.get(f"TIDINGS_NOTIFICATIONS_{name}") for name in ("PUBLIC_URL", "LINK_KEYS_FILE")):
+        return made
+    if not settings.link_keys.exists():
+        # A run that is killed leaves no half of a file under its name.
+        unfinished = settings.link_keys.with_suffix(".new")
+        unfinished.touch(mode=0o600)
+        unfinished.write_text(f"{base64.b64encode(secrets.token_bytes(_LINK_KEY_BYTES)).decode()}\n")
+        unfinished.replace(settings.link_keys)
+    return made | {
+        "TIDINGS_NOTIFICATIONS_PUBLIC_URL": f"http://{pages_at}",
+        "TIDINGS_NOTIFICATIONS_LINK_KEYS_FILE": str(settings.link_keys.absolute()),
+    }
+
+
 def service_parts(settings: DevstackSettings, console: Console, server: postgres.Postgres) -> tuple[Part, ...]:
     """The two services. What is not set here passes through from the environment."""
     tracing = _tracing(settings)
@@ -212,6 +234,7 @@ def service_parts(settings: DevstackSettings, console: Console, server: postgres
     }
     notifications = {
         **tracing,
+        **_links(settings),
         "TIDINGS_NOTIFICATIONS_DATABASE_URL": urls["TIDINGS_NOTIFICATIONS_DATABASE_URL"],
         "TIDINGS_NOTIFICATIONS_LISTEN": notifications_at,
         "TIDINGS_NOTIFICATIONS_METRICS_ADDRESS": listen_address(settings.host, settings.notifications_metrics_port),

@@ -17,7 +17,7 @@ class DevstackSettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix="TIDINGS_DEVSTACK_")
 
-    data_dir: Path = Field(Path(".tidings"), description="where everything is kept: postgres/, mail/")
+    data_dir: Path = Field(Path(".tidings"), description="where everything is kept: postgres/, mail/, links.keys")
     host: str = Field("127.0.0.1", min_length=1, description="loopback IP address that every part listens on")
     users_port: int = Field(50051, ge=1, le=65535, description="gRPC port of the user service")
     notifications_port: int = Field(50052, ge=1, le=65535, description="gRPC port of the notification service")
@@ -28,6 +28,7 @@ class DevstackSettings(Settings):
     notifications_metrics_port: int = Field(
         9465, ge=1, le=65535, description="port of the notification service's metrics"
     )
+    pages_port: int = Field(8090, ge=1, le=65535, description="HTTP port of the pages that links in mails lead to")
     stop_time: float = Field(20.0, gt=0, le=600, description="what a part gets to stop before it is killed, seconds")
     late_after: float = Field(10.0, gt=0, description="a part that is not ready after this is said to be late, seconds")
 
@@ -38,6 +39,11 @@ class DevstackSettings(Settings):
         if not is_loopback(f"[{value}]"):
             raise ValueError("must be a loopback address, such as 127.0.0.1 or ::1")
         return value
+
+    @property
+    def link_keys(self) -> Path:
+        """The file of the key that signs links in mails."""
+        return self.data_dir / "links.keys"
 
     @property
     def mail_dir(self) -> Path:

@@ -96,6 +96,7 @@ def _welcome(settings: DevstackSettings, server: postgres.Postgres, seconds: flo
     notifications_at = parts.listen_address(settings.host, settings.notifications_port)
     console_at = parts.listen_address(settings.host, settings.console_port)
     smtp_at = parts.listen_address(settings.host, settings.smtp_port)
+    pages_at = parts.listen_address(settings.host, settings.pages_port)
     metrics_at = [
         parts.listen_address(settings.host, port)
         for port in (settings.users_metrics_port, settings.notifications_metrics_port)
@@ -106,6 +107,7 @@ def _welcome(settings: DevstackSettings, server: postgres.Postgres, seconds: flo
         f"  user service          {users_at}  (gRPC tidings.users.v1.UserService)",
         f"  notification service  {notifications_at}  (gRPC tidings.notifications.v1.NotificationService)",
         f"  mail catcher          {smtp_at}  (SMTP; messages in {settings.mail_dir})",
+        f"  links in mails        http://{pages_at}/u/...",
         *(f"  metrics               http://{at}/metrics" for at in metrics_at),
         f"  postgres              {server.url(postgres.SUPERUSER, parts.USERS_DATABASE)}",
         "",

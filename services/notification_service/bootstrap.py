@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 import psycopg
 
-from notification_service import categories, endpoints, lanes, metrics, reset, rules, template_reload
+from notification_service import categories, endpoints, lanes, links, metrics, reset, rules, template_reload
 from notification_service.api.digests import DigestService
 from notification_service.api.endpoints import EndpointService
+from notification_service.api.explanations import Explainer
 from notification_service.api.in_app import InAppService
 from notification_service.api.notifications import NotificationService
 from notification_service.api.preferences import PreferenceService
 from notification_service.api.templates import TemplateService
 from notification_service.categories import Categories
-from notification_service.compose import Composer
+from notification_service.compose import Composer, no_link
 from notification_service.destinations import Destination
 from notification_service.digester import Digester
 from notification_service.dispatcher import Dispatcher
@@ -29,6 +31,7 @@ from notification_service.domain import EMAIL
 from notification_service.follower import STORING_SESSION, Source
 from notification_service.inbox import Inbox
 from notification_service.lanes import Sending
+from notification_service.links import Links
 from notification_service.registry import Endpoints
 from notification_service.settings import NotificationServiceSettings
 from notification_service.store import digests as digest_store
@@ -38,7 +41,7 @@ from notification_service.tables import SCHEMA_REVISION
 from notification_service.tail import Tail
 from notification_service.templates import Templates
 from notification_service.watch import Streams
-from servicekit import database, guard, rpc, schema, tasks, telemetry
+from servicekit import database, guard, listening, rpc, schema, tasks, telemetry
 from servicekit import metrics as process
 from servicekit.configfile import InvalidConfigError
 from servicekit.database import Pool
@@ -64,6 +67,9 @@ from tidings.notifications.v1 import (
     templates_pb2_grpc,
 )
 from tidings.users.v1 import users_pb2, users_pb2_grpc
+
+if TYPE_CHECKING:
+    from notification_service import web
 
 NAME = "tidings-notifications"
 _SERVICES = tuple(
@@ -96,6 +102,8 @@ class Files:
     endpoints: tuple[Destination, ...]
     sending: Sending
     categories: Categories
+    # None if mails have no links to unsubscribe by.
+    links: Links | None
 
 
 def read(settings: NotificationServiceSettings) -> Files:
@@ -103,10 +111,12 @@ def read(settings: NotificationServiceSettings) -> Files:
     told = rules.read(settings.rules_file)
     decidable = categories.load(settings.categories_file)
     categories.check_digests(decidable, told.digests.values())
+    found = links.read(settings, decidable)
     composer = Composer(
         told.rules,
         Templates(settings.templates_dir),
         lanes.writers(settings.mail_from, ()),
+        found.url if found else no_link,
         told.digests,
     )
     composer.check()
@@ -115,6 +125,7 @@ def read(settings: NotificationServiceSettings) -> Files:
         tuple(one.destination() for one in endpoints.load(settings.webhooks_file)),
         lanes.read(settings),
         decidable,
+        found,
     )
 
 
@@ -122,6 +133,10 @@ async def serve(settings: NotificationServiceSettings, files: Files) -> int:
     """Runs the service until it is told to stop. Returns the exit code. Raises InvalidConfigError."""
     entrance = open_entrance(settings, rpc.methods(*_SERVICES))
     users = _users(settings)
+    # Before anything else, so that an address that is taken is said at once.
+    pages = listening.bound(settings.http_listen) if files.links else None
+    if files.links and pages is None:
+        return 1
     url = settings.database_url.get_secret_value()
     storing = database.pool(url, f"{NAME}-inbox", size=_INBOX_CONNECTIONS, **STORING_SESSION)
     queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, **_QUERY_SESSION)
@@ -136,7 +151,22 @@ async def serve(settings: NotificationServiceSettings, files: Files) -> int:
             return 0
         with telemetry.tracing(NAME), process.measuring(NAME, settings.metrics_address, metrics.INSTRUMENTS):
             async with storing, queries, dispatch, users:
-                return await _serve(settings, door, files, storing, queries, dispatch, users)
+                served = _unsubscribing(settings, files, pages, queries)
+                return await _serve(settings, door, files, storing, queries, dispatch, users, served)
+
+
+def _unsubscribing(
+    settings: NotificationServiceSettings, files: Files, pages: socket.socket | None, queries: Pool
+) -> web.Server | None:
+    """What serves the links in mails; None if there are none."""
+    if files.links is None or pages is None:
+        return None
+    # Takes a twentieth of a service's start, for nothing where mails have no links.
+    from notification_service import web
+    from notification_service.unsubscribe import Switches
+
+    application = web.application(files.links, Switches(queries, files.categories))
+    return web.Server(application, pages, grace=settings.drain_time)
 
 
 async def reset_cursor(settings: NotificationServiceSettings, to: reset.Start, confirm: Callable[[str], bool]) -> int:
@@ -179,6 +209,7 @@ async def _serve(
     queries: Pool,
     dispatch: Pool,
     users: grpc.aio.Channel,
+    pages: web.Server | None,
 ) -> int:
     background = Background(overdue_after=settings.overdue_after, stuck_after=settings.stuck_after)
     tail = Tail(queries, settings.poll_interval)
@@ -234,12 +265,15 @@ async def _serve(
         lease=settings.shard_lease,
         patience=settings.standby_patience,
     )
+    explainer = Explainer(
+        queries, users, composer.rules, files.categories, dispatcher.away, lambda: frozenset(known.paused_targets())
+    )
     digester = Digester(storing, composer, stored, lease=settings.lease, poll_interval=settings.poll_interval)
     rpc.add_tools(door, *_SERVICES)
     for add, servicer in (
         (
             notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
-            NotificationService(queries, streams, dispatcher.wake),
+            NotificationService(queries, streams, explainer, dispatcher.wake),
         ),
         (in_app_pb2_grpc.add_InAppServiceServicer_to_server, InAppService(queries, tail.hint)),
         (
@@ -275,6 +309,7 @@ async def _serve(
             streams.drain(settings.drain_time),
             subscriber.drain(settings.drain_time),
             dispatcher.drain(settings.drain_time),
+            *([pages.drain()] if pages else ()),
         )
 
     # Each with the longest time until it goes round again.
@@ -289,6 +324,9 @@ async def _serve(
         (template_reload.follow(composer.templates, composer.needs), "templates", template_reload.INTERVAL),
     ):
         background.start(loop, name, every=every)
+    if files.links and pages:
+        background.start(files.links.keys.follow(), files.links.keys.name)
+        background.start(pages.run(), "pages")
     if process.seen():
         process.read_pools(queries, dispatch, storing)
         metrics.TEMPLATES_REFUSED.read_one(lambda: len(composer.templates.refused.splitlines()))

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from notification_service import domain, views
@@ -26,6 +26,11 @@ log = logs.get(__name__)
 _TIMES = ("create_time", "update_time", "delete_time", "purge_time")
 
 
+def no_link(user_id: uuid.UUID, category: str, address: str) -> str:
+    """The link of mails that have none."""
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Composer:
     """All that decides what an event becomes; `writers` by the names of their channels, all but the in-app one, and
@@ -35,6 +40,8 @@ class Composer:
     rules: Sequence[Rule]
     templates: Templates
     writers: Mapping[str, Writer]
+    # The link by which a user's mails of a category to an address are switched off; empty if there is none.
+    unsubscribe: Callable[[uuid.UUID, str, str], str] = no_link
     digests: Mapping[str, Digest] = field(default_factory=dict)
 
     def needs(self) -> list[Need]:
@@ -61,23 +68,32 @@ class Composer:
         return max(Says.TEXT if one in texts else self.writers[one].says for one in rule.channels)
 
     def _notification(self, rule: Rule, event: users_pb2.UserEvent, view: dict[str, Any]) -> Notification:
-        event_id = uuid.UUID(event.id)
+        event_id, user_id = uuid.UUID(event.id), uuid.UUID(event.user.id)
         notification_id = domain.notification_id(event_id, rule.name)
         channels, subject, body = rule.channels, "", ""
         templates, version, locale = self.templates.current, "", ""
         says = self._says(rule)
+        link = partial(self.unsubscribe, user_id, rule.category)
+        addressees = {which: _addressee(view, which, link) for which in {"current", *map(str, rule.recipients)}}
+
+        def render(which: str, url: str) -> Rendered:
+            return templates.render(
+                rule.template, addressed(view, which, url), locale=event.user.locale, html=says is Says.HTML
+            )
 
         @cache
         def say(which: str) -> Rendered:
-            return templates.render(
-                rule.template, addressed(view, which), locale=event.user.locale, html=says is Says.HTML
-            )
+            return render(which, addressees[which].unsubscribe_url)
 
         if says:
             version, locale = templates.version, templates.locale(rule.template, event.user.locale, says is Says.HTML)
         if IN_APP in channels:
             try:
-                subject, body = say("current").subject, say("current").text
+                said = say("current")
+                # A link that speaks for its reader is for mails alone.
+                if (url := addressees["current"].unsubscribe_url) and url in said.text:
+                    said = render("current", "")
+                subject, body = said.subject, said.text
             except RenderError as error:
                 log.error("in-app notification dropped", rule=rule.name, event_id=event.id, reason=str(error))
                 channels = tuple(channel for channel in channels if channel != IN_APP)
@@ -85,14 +101,14 @@ class Composer:
             notification_id,
             rule.category,
             view["event"]["type"],
-            [_addressee(view, which) for which in rule.recipients],
+            [addressees[which] for which in rule.recipients],
             say,
             lambda: _payload(rule, notification_id, event, view),
         )
         sent = [name for name in channels if name != IN_APP and not (rule.digest and name == EMAIL)]
         return Notification(
             id=notification_id,
-            user_id=uuid.UUID(event.user.id),
+            user_id=user_id,
             event_id=event_id,
             event_position=event.position,
             rule=rule.name,
@@ -107,7 +123,7 @@ class Composer:
             trace_parent=event.trace_parent,
             trace_state=event.trace_state,
             deliveries=tuple(one for name in sent for one in self.writers[name].compose(draft)),
-            items=tuple(_items(rule.digest, rule, view, say)) if rule.digest else (),
+            items=tuple(_items(rule, addressees, view, say)),
         )
 
 
@@ -142,20 +158,22 @@ def _user_view(user: users_pb2.User) -> dict[str, Any]:
     return view
 
 
-def addressed(view: Mapping[str, Any], which: str) -> dict[str, Any]:
+def addressed(view: Mapping[str, Any], which: str, unsubscribe_url: str = "") -> dict[str, Any]:
     """The view for one recipient, the `current` or the `previous` address."""
     user = view["previous" if which == "previous" else "user"] or {}
     name = user.get("display_name") or user.get("username") or ""
-    return {**view, "name": name, "recipient": {"address": user.get("email", ""), "which": which}}
+    recipient = {"address": user.get("email", ""), "which": which}
+    return {**view, "name": name, "recipient": recipient, "unsubscribe_url": unsubscribe_url}
 
 
-def _items(digest: str, rule: Rule, view: dict[str, Any], say: Callable[[str], Rendered]) -> Iterator[Item]:
+def _items(
+    rule: Rule, addressees: Mapping[str, Addressee], view: dict[str, Any], say: Callable[[str], Rendered]
+) -> Iterator[Item]:
     """The mails of a rule that are gathered, one for each address."""
     told: set[str] = set()
     for which in rule.recipients:
-        context = addressed(view, which)
-        address = context["recipient"]["address"]
-        if not address or address.casefold() in told:
+        address = addressees[which].email
+        if rule.digest is None or not address or address.casefold() in told:
             continue
         told.add(address.casefold())
         try:
@@ -164,13 +182,15 @@ def _items(digest: str, rule: Rule, view: dict[str, Any], say: Callable[[str], R
             # Not for this is it left out of its digest.
             log.error("an item of a digest has no subject", rule=rule.name, reason=str(error))
             subject = ""
-        shown = context | {"subject": subject, "rule": rule.name}
-        yield Item(digest, address, view["user"]["locale"], views.encode(shown))
+        # The link is the digest's.
+        shown = addressed(view, which) | {"subject": subject, "rule": rule.name}
+        yield Item(rule.digest, address, view["user"]["locale"], views.encode(shown))
 
 
-def _addressee(view: Mapping[str, Any], which: str) -> Addressee:
+def _addressee(view: Mapping[str, Any], which: str, link: Callable[[str], str]) -> Addressee:
     context = addressed(view, which)
-    return Addressee(which, context["name"], context["recipient"]["address"])
+    address = context["recipient"]["address"]
+    return Addressee(which, context["name"], address, link(address) if address else "")
 
 
 def _payload(

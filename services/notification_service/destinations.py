@@ -24,7 +24,7 @@ from tidings.notifications.v1 import endpoints_pb2
 LONGEST_URL = 2048
 BAD_SECRET = "a secret is whsec_ and the base64 of 24 to 64 bytes"  # noqa: S105 - says what one is
 
-_PREFIX = "endpoints/"
+TARGET_PREFIX = "endpoints/"
 _NEW_SECRET_BYTES = 32
 # Blanks and control characters are dropped or encoded by parsers, each in its own way.
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f-\xa0\\]")
@@ -82,15 +82,15 @@ class Destination:
 
 def target_of(identity: uuid.UUID) -> str:
     """Delivery.target of an endpoint made by the API."""
-    return f"{_PREFIX}{identity}"
+    return f"{TARGET_PREFIX}{identity}"
 
 
 def id_in(target: str) -> uuid.UUID | None:
     """The id in such a target, None in others."""
-    if not target.startswith(_PREFIX):
+    if not target.startswith(TARGET_PREFIX):
         return None
     try:
-        return uuid.UUID(target.removeprefix(_PREFIX))
+        return uuid.UUID(target.removeprefix(TARGET_PREFIX))
     except ValueError:
         return None
 

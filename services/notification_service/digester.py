@@ -99,7 +99,9 @@ class Digester:
         digest = self._composer.digests.get(window.name)
         # Of a digest that is in the file no more the template is the one that it had.
         template = digest.template if digest else window.template
-        return gathered.compose(window, items, template, self._composer.templates, self._composer.writers[EMAIL])
+        link = self._composer.unsubscribe(window.user_id, window.category, window.target)
+        templates, writer = self._composer.templates, self._composer.writers[EMAIL]
+        return gathered.compose(window, items, template, templates, writer, link)
 
     async def _store(self, made: Sequence[Notification]) -> int:
         for left in reversed(range(_TRIES)):

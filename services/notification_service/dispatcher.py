@@ -107,6 +107,11 @@ class Dispatcher:
             for route in lane.routes.standing()
         ]
 
+    def away(self, channel: str, target: str) -> str:
+        """Who would be asked for a delivery, by name, if all of them are away; else empty."""
+        routes = self._lanes[channel].routes.of(target) if channel in self._lanes else ()
+        return ", ".join(one.name for one in routes) if all(one.breaker.is_open for one in routes) else ""
+
     def wake(self) -> None:
         """There is new work."""
         for lane in self._lanes.values():

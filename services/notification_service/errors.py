@@ -65,6 +65,16 @@ def unknown_delivery(ids: Sequence[uuid.UUID]) -> NotFoundError:
     )
 
 
+def unknown_subject(field: str, identity: uuid.UUID, user_id: str) -> NotFoundError:
+    """Nothing of this user has this id."""
+    of = f" of user {user_id}" if user_id else ""
+    return NotFoundError(
+        f"{field}: no such notification{of}: {identity}",
+        reason="UNKNOWN_NOTIFICATION",
+        metadata={"field": field, "id": str(identity)},
+    )
+
+
 def not_parked(states: Mapping[uuid.UUID, str]) -> FailedPreconditionError:
     """Deliveries that are not parked, with their states."""
     words = [f"{one} is {state}" for one, state in states.items()]

@@ -76,7 +76,7 @@ def decide(candidate: Candidate, categories: Categories, now: datetime) -> Send 
     applies = preferences.effective(candidate.document, candidate.category, rules, candidate.channel)
     if not applies.on:
         what = f"{candidate.category} on {candidate.channel}"
-        return Cancel(Reason.SWITCHED_OFF, f"{what} is off by {_BY[applies.source]}")
+        return Cancel(Reason.SWITCHED_OFF, f"{what} is off by {applies.why}")
     # A webhook's receiver is a machine: nobody is woken.
     if rules.waits and candidate.channel != WEBHOOK:
         quiet = preferences.quiet_hours(candidate.document, candidate.time_zone)
@@ -85,10 +85,3 @@ def decide(candidate: Candidate, categories: Categories, now: datetime) -> Send 
             local = until.astimezone(quiet[1])
             return Defer(until, Reason.QUIET_HOURS, f"quiet hours until {local:%Y-%m-%d %H:%M} {quiet[1].key}")
     return Send()
-
-
-_BY = {
-    preferences.Source.DEFAULT: "default",
-    preferences.Source.CHANNEL: "the user's choice for the channel",
-    preferences.Source.CATEGORY: "the user's choice for the category",
-}

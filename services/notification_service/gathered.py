@@ -20,24 +20,27 @@ from notification_service.windows import Window
 _OF_ITEM = ("event", "previous", "subject", "rule")
 
 
-def context(items: Sequence[Mapping[str, Any]], window: Mapping[str, Any]) -> dict[str, Any]:
+def context(items: Sequence[Mapping[str, Any]], window: Mapping[str, Any], unsubscribe_url: str = "") -> dict[str, Any]:
     """What a digest's template sees: the items in their order, each with what its rule's template saw, its subject and
-    its rule; `digest` (name, open_time); and of the last item its user, name and recipient.
+    its rule; `digest` (name, open_time); its link; and of the last item its user, name and recipient.
     """
     last = {key: value for key, value in items[-1].items() if key not in _OF_ITEM}
-    return {**last, "items": list(items), "digest": dict(window)}
+    return {**last, "items": list(items), "digest": dict(window), "unsubscribe_url": unsubscribe_url}
 
 
-def compose(window: Window, items: Sequence[str], template: str, templates: Templates, writer: Writer) -> Notification:
-    """The notification that a digest becomes; `items` are the views that were gathered, at least one."""
+def compose(
+    window: Window, items: Sequence[str], template: str, templates: Templates, writer: Writer, unsubscribe_url: str = ""
+) -> Notification:
+    """The notification that a digest becomes; `items` are the views that were gathered, at least one, and the link is
+    empty if its mail has none.
+    """
     identity = domain.digest_notification_id(window.id)
     used = templates.current
     name, problem = "", ""
     rendered: Rendered | None = None
     try:
-        seen = context(
-            [views.decode(one) for one in items], {"name": window.name, "open_time": window.open_time.astimezone(UTC)}
-        )
+        digest = {"name": window.name, "open_time": window.open_time.astimezone(UTC)}
+        seen = context([views.decode(one) for one in items], digest, unsubscribe_url)
         name = seen["name"]
         rendered = used.render(template, seen, locale=window.locale, html=True)
     except RenderError as error:
@@ -52,7 +55,8 @@ def compose(window: Window, items: Sequence[str], template: str, templates: Temp
         return rendered
 
     # Who the item was for is in its view; to the writer there is one.
-    draft = Draft(identity, window.category, "", [Addressee("current", name, window.target)], say, dict)
+    addressee = Addressee("current", name, window.target, unsubscribe_url)
+    draft = Draft(identity, window.category, "", [addressee], say, dict)
     return Notification(
         id=identity,
         user_id=window.user_id,

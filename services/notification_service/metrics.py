@@ -69,7 +69,10 @@ COMMIT_TO_DELIVERED = Histogram(
 PENDING = Gauge("tidings.deliveries.pending", "{delivery}", "Deliveries not done, as of 10 s ago at most.", _CHANNEL)
 PARKED = Gauge("tidings.deliveries.parked", "{delivery}", "Parked deliveries, as of 10 s ago at most.", _CHANNEL)
 OLDEST_PENDING_AGE = Gauge(
-    "tidings.deliveries.oldest_pending_age", "s", "The age of the oldest delivery that is not done, or 0.", _CHANNEL
+    "tidings.deliveries.oldest_pending_age",
+    "s",
+    "The age of the oldest delivery that is tried, or 0; not of what waits for quiet hours, another or an endpoint.",
+    _CHANNEL,
 )
 PAUSED = Gauge(
     "tidings.delivery.paused",
@@ -88,6 +91,15 @@ TEMPLATES_REFUSED = Gauge(
     "tidings.templates.refused",
     "{problem}",
     "Problems for which the files that the operator's folder of templates has now are not used; 0 if they are.",
+)
+UNSUBSCRIBES = Counter(
+    "tidings.unsubscribes",
+    "{request}",
+    "What readers of mails asked for by a link: `one_click` by their mail program, `category`, `all` on the page, and "
+    "`category_undone`, `all_undone`. `unchanged`: it was so already; `refused`: mandatory, or an address that is not "
+    "known any more; `failed`: the database is away.",
+    "tidings.unsubscribe.kind",
+    "tidings.outcome",
 )
 DIGESTS_OPEN = Gauge("tidings.digests.open", "{digest}", "Digests whose window is open, as of 10 s ago at most.")
 DIGEST_ITEMS = Counter("tidings.digests.items", "{item}", "Mails that were gathered by digests.")
@@ -114,6 +126,7 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     ENDPOINTS,
     ENDPOINTS_GONE,
     TEMPLATES_REFUSED,
+    UNSUBSCRIBES,
     DIGESTS_OPEN,
     DIGEST_ITEMS,
     DIGESTS_OVERDUE,
@@ -209,6 +222,18 @@ def _committed(event: users_pb2.UserEvent) -> float:
 def leaves(shard: int) -> None:
     """This process does not follow a shard any more."""
     _inbox.places.pop(shard, None)
+
+
+def unsubscribing(*kinds: str) -> None:
+    """Links are served, by which these things may be asked for: the first of each kind is a rise, too."""
+    for kind in kinds:
+        for outcome in ("changed", "unchanged", "refused", "failed"):
+            UNSUBSCRIBES.of(kind, outcome)
+
+
+def unsubscribed(kind: str, outcome: str) -> None:
+    """Somebody asked for something by a link."""
+    UNSUBSCRIBES.of(kind, outcome).add(1)
 
 
 def endpoint_gone() -> None:

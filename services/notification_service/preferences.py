@@ -41,6 +41,19 @@ class Effective:
     on: bool
     source: Source
 
+    @property
+    def why(self) -> str:
+        """The source in words."""
+        return _WORDS[self.source]
+
+
+_WORDS = {
+    Source.DEFAULT: "default",
+    Source.CHANNEL: "the user's choice for the channel",
+    Source.CATEGORY: "the user's choice for the category",
+    Source.MANDATORY: "the operator: the category is mandatory",
+}
+
 
 def effective(document: Document | None, category: str, rules: Category, channel: str) -> Effective:
     """What applies to a category, named `category`, on a channel; `document` is None for a user without one."""

@@ -102,6 +102,10 @@ class Routes(Protocol):
         """Whether another route could take what this one could not."""
         ...
 
+    def of(self, target: str) -> Sequence[Route]:
+        """All that a delivery to a target could go by."""
+        ...
+
     def known(self) -> Collection[str] | None:
         """The targets that there are, also those that are not asked now; None if any will do."""
         ...
@@ -139,6 +143,10 @@ class Providers:
     def alternative(self, route: Route, now: float) -> bool:
         """See Routes."""
         return any(one is not route and one.room(now) for one in self.routes)
+
+    def of(self, target: str) -> Sequence[Route]:
+        """See Routes."""
+        return self.routes
 
     def known(self) -> Collection[str] | None:
         """See Routes."""
@@ -207,6 +215,11 @@ class Targets:
     def alternative(self, route: Route, now: float) -> bool:
         """See Routes."""
         return False
+
+    def of(self, target: str) -> Sequence[Route]:
+        """See Routes."""
+        route = self._current().get(target)
+        return [route] if route else []
 
     def known(self) -> Collection[str] | None:
         """See Routes."""

@@ -77,11 +77,17 @@ class Rule(configfile.Entry):
             raise ValueError("digest: gathers mails, but email is none of the channels")
         return self
 
+    def is_about(self, event: users_pb2.UserEvent) -> bool:
+        """Whether the event is of a type that this rule is on."""
+        return event.type in (EVENT_TYPES[name] for name in self.on)
+
+    def concerns(self, event: users_pb2.UserEvent) -> bool:
+        """Whether the event changed what this rule looks at."""
+        return not self.changed_fields or not self.changed_fields.isdisjoint(event.changed_fields)
+
     def matches(self, event: users_pb2.UserEvent) -> bool:
         """Whether this rule makes a notification of an event."""
-        if event.type not in (EVENT_TYPES[name] for name in self.on):
-            return False
-        return not self.changed_fields or not self.changed_fields.isdisjoint(event.changed_fields)
+        return self.is_about(event) and self.concerns(event)
 
 
 class Digest(configfile.Entry):

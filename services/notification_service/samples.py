@@ -52,6 +52,7 @@ def view(given: Mapping[str, Any], event_type: str) -> tuple[dict[str, Any], str
             "changed_fields": ["email"] if event_type == "UPDATED" else [],
             "actor": "",
         },
+        "unsubscribe_url": "",
     }
     violations: list[Violation] = []
     which = given.get("recipient", "current")
@@ -61,7 +62,13 @@ def view(given: Mapping[str, Any], event_type: str) -> tuple[dict[str, Any], str
         if key == "recipient":
             continue
         if key not in base:
-            violations.append(Violation(f"sample.{key}", "is none of user, previous, event, recipient"))
+            known = "user, previous, event, recipient, unsubscribe_url"
+            violations.append(Violation(f"sample.{key}", f"is none of {known}"))
+        elif key == "unsubscribe_url":
+            if isinstance(value, str):
+                base[key] = value
+            else:
+                violations.append(Violation(f"sample.{key}", "must be a text"))
         elif key == "previous" and value is None:
             base[key] = None
         elif not isinstance(value, Mapping):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from email.utils import parseaddr
-from typing import Literal
+from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from notification_service import egress
-from servicekit.settings import OptionalDirectory, OptionalFile, ServerSettings
+from servicekit.addresses import is_loopback
+from servicekit.settings import OptionalDirectory, OptionalFile, ServerSettings, variable
+
+# Nothing that would end a header's `<...>`, and no user, query or fragment.
+_BASE_URL = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
+_LONGEST_BASE_URL = 300
+_LARGEST_PORT = 65535
 
 
 class NotificationServiceSettings(ServerSettings):
@@ -84,6 +92,17 @@ class NotificationServiceSettings(ServerSettings):
     shard_lease: float = Field(
         5.0, ge=1, le=60, description="the shards of a replica that is gone are taken over after, seconds"
     )
+    public_url: str = Field(
+        "",
+        description="base URL by which recipients reach HTTP_LISTEN: mails have links to unsubscribe by; none if empty",
+    )
+    link_keys_file: OptionalFile = Field(
+        None, description="file of the keys that sign these links, one a line, base64 of 32 bytes; the first signs"
+    )
+    http_listen: str = Field(
+        "127.0.0.1:8090", description="address to serve these links' pages on, in the clear; only with PUBLIC_URL"
+    )
+
     query_connections: int = Field(8, ge=1, le=64, description="connections for reads at most")
     max_streams: int = Field(2000, ge=1, description="open streams at most; more are refused for the time being")
     max_streams_per_caller: int = Field(
@@ -108,6 +127,34 @@ class NotificationServiceSettings(ServerSettings):
         if not (local and at and host):
             raise ValueError("must be an address, or a name and an address in <>")
         return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_base_url(cls, value: str) -> str:
+        if not value:
+            return value
+        if not _BASE_URL.fullmatch(value) or len(value) > _LONGEST_BASE_URL:
+            raise ValueError("must be such as https://notifications.example.com, in ASCII and without a query")
+        parts = urlsplit(value)
+        # Mail programs unsubscribe over https alone.
+        if parts.scheme != "https" and not is_loopback(f"[{parts.hostname}]"):
+            raise ValueError("must begin with https://, but for this machine")
+        return value.rstrip("/")
+
+    @field_validator("http_listen")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not (host and port.isdecimal() and int(port) <= _LARGEST_PORT):
+            raise ValueError("must be HOST:PORT")
+        return value
+
+    @model_validator(mode="after")
+    def _signs_its_links(self) -> Self:
+        if self.public_url and self.link_keys_file is None:
+            url, keys = (variable(type(self), name) for name in ("public_url", "link_keys_file"))
+            raise ValueError(f"{url}: needs {keys}: the links are signed")
+        return self
 
     @field_validator("webhook_networks")
     @classmethod

@@ -205,6 +205,7 @@ class Inbox(notifications_pb2_grpc.NotificationServiceServicer):
         self.inbox = notifications_pb2.Inbox(log_id="log")
         self.notifications: list[notifications_pb2.Notification] = []
         self.deliveries: list[notifications_pb2.Delivery] = []
+        self.steps: list[notifications_pb2.ExplainDeliveryResponse.Step] = []
         # What was asked for to be replayed or discarded.
         self.changes: list[notifications_pb2.ReplayDeliveriesRequest | notifications_pb2.DiscardDeliveriesRequest] = []
 
@@ -226,6 +227,14 @@ class Inbox(notifications_pb2_grpc.NotificationServiceServicer):
         return notifications_pb2.ListDeliveriesResponse(
             deliveries=[one for one in self.deliveries if not state or one.state == state]
         )
+
+    async def ExplainDelivery(
+        self, request: notifications_pb2.ExplainDeliveryRequest, context: Context
+    ) -> notifications_pb2.ExplainDeliveryResponse:
+        """What is told of the one that is known."""
+        if request.notification_id != "known" and (request.event_id, request.user_id) != ("known", "ada"):
+            await refuse(context, grpc.StatusCode.NOT_FOUND, "UNKNOWN_NOTIFICATION", "notification_id", "no such")
+        return notifications_pb2.ExplainDeliveryResponse(steps=self.steps)
 
     async def ReplayDeliveries(
         self, request: notifications_pb2.ReplayDeliveriesRequest, context: Context

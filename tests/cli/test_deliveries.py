@@ -78,3 +78,35 @@ async def test_all_is_asked_for_first(system: System, tidings: Tidings) -> None:
         _REPLAY(filter=_REPLAY.Filter(channel="email")),
         _DISCARD(filter=_DISCARD.Filter(user_id="u")),
     ]
+
+
+async def test_explain(system: System, tidings: Tidings) -> None:
+    step = notifications_pb2.ExplainDeliveryResponse.Step
+    sent = step(
+        kind=step.ATTEMPT,
+        verdict="FAILED",
+        code=451,
+        detail="attempt 1: later",
+        name="smtp",
+        channel="email",
+        target="a@b",
+    )
+    sent.time.FromJsonString("2026-01-31T12:00:00Z")
+    system.inbox.steps = [
+        step(kind=step.RULE, verdict="OTHER_TYPE", name="goodbye", detail="it is about\nDELETED"),
+        sent,
+    ]
+    ran = await tidings("deliveries", "explain", "--notification", "known")
+    assert [line.split() for line in ran.out.splitlines()[1:]] == [
+        ["rule", "OTHER_TYPE", "goodbye", "it", "is", "about\\nDELETED"],
+        ["2026-01-31", "12:00:00Z", "attempt", "FAILED", "451", "email", "a@b", "attempt", "1:", "later", "(smtp)"],
+    ]
+    ran = await tidings("deliveries", "explain", "--event", "known", "--user", "ada", "--json")
+    assert [json.loads(line)["verdict"] for line in ran.out.splitlines()] == ["OTHER_TYPE", "FAILED"]
+    assert (await tidings("deliveries", "explain", "--notification", "other")).code == 4
+
+
+@pytest.mark.parametrize("arguments", [[], ["--event", "1", "--notification", "2"]])
+async def test_one_thing_is_explained(tidings: Tidings, arguments: list[str]) -> None:
+    ran = await tidings("deliveries", "explain", *arguments)
+    assert (ran.code, ran.err) == (2, "error: exactly one of --event and --notification is required\n")

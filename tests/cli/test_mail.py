@@ -68,9 +68,18 @@ def test_list_shows_the_newest_first(mail_dir: Path) -> None:
 def test_show(mail_dir: Path) -> None:
     text = run("show", "latest", "--dir", str(mail_dir))
     assert "Message-ID    <one@example.com>" in text
+    assert "Unsubscribe" not in text
     assert text.endswith("\n\nHallo Zoë \\x1b[31m\n")
     assert run("show", "2", "--html", "--dir", str(mail_dir)).endswith("\n\n<p>Hallo</p>\n")
     assert json.loads(run("show", "1", "--json", "--dir", str(mail_dir)))["html"].strip() == "<p>Hallo</p>"
+
+
+def test_show_has_the_link_to_unsubscribe_by(tmp_path: Path) -> None:
+    link = "http://127.0.0.1:8090/u/" + "A1_-" * 30
+    content = _MESSAGE.replace(b"Date:", f"List-Unsubscribe: <{link}>\r\nDate:".encode())
+    (tmp_path / "00000001.eml").write_bytes(content)
+    text = run("show", "latest", "--dir", str(tmp_path))
+    assert f"Unsubscribe   {link}\n" in text
 
 
 def test_headers_that_are_folded_raw_or_missing(tmp_path: Path) -> None:

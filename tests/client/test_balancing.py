@@ -117,7 +117,7 @@ async def test_a_call_that_is_refused_is_made_again_with_the_same_request_id(rep
 def test_what_is_tried_again_reads_or_has_a_request_id() -> None:
     [config] = [json.loads(str(value)) for name, value in _OPTIONS if name == "grpc.service_config"]
     retried = {(one["service"], one["method"]) for method in config["methodConfig"] for one in method["name"]}
-    reads = ("Get", "BatchGet", "List")
+    reads = ("Get", "BatchGet", "List", "Explain")
     # A repeat does no harm but is refused, as if nothing had been done: that is for the caller to judge.
     once = {
         *("ReplayDeliveries", "DiscardDeliveries", "UpdateInAppNotifications"),

@@ -6,18 +6,23 @@ import fcntl
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
+from typer.testing import CliRunner
 
 from devstack.parts import ask_health, ask_http, ask_smtp
 from tests.harness import ServiceProcess, free_port, until
 from tests.harness.metrics import parsed, read_url
+from tidings.cli.app import app
+from tidings.client import Users, connect
 
 
 class Run(ServiceProcess):
@@ -36,6 +41,7 @@ class Run(ServiceProcess):
             "TIDINGS_DEVSTACK_NOTIFICATIONS_METRICS_PORT": str(free_port()),
             "TIDINGS_DEVSTACK_CONSOLE_PORT": str(self.console_port),
             "TIDINGS_DEVSTACK_OTLP_PORT": str(free_port()),
+            "TIDINGS_DEVSTACK_PAGES_PORT": str(free_port()),
         }
         super().__init__("devstack", "run", environment={**ports, **environment})
 
@@ -102,6 +108,7 @@ def _refused(data_dir: Path, **environment: str) -> tuple[int, str]:
         ("TIDINGS_DEVSTACK_NOTIFICATIONS_METRICS_PORT", "notification-service"),
         ("TIDINGS_DEVSTACK_CONSOLE_PORT", "console"),
         ("TIDINGS_DEVSTACK_OTLP_PORT", "console"),
+        ("TIDINGS_DEVSTACK_PAGES_PORT", "notification-service"),
     ],
 )
 def test_a_taken_port_is_refused_before_anything_starts(short_dir: Path, setting: str, part: str) -> None:
@@ -165,6 +172,22 @@ async def test_a_failed_migration_ends_the_run(run: Run, short_dir: Path) -> Non
     assert not (run.data_dir / "postgres" / "postmaster.pid").exists()
 
 
+async def _follow_a_link(run: Run) -> None:
+    """The link that `tidings mail show` prints works."""
+    async with connect(f"127.0.0.1:{run.users_port}") as channel:
+        await Users(channel).create({"username": "ada", "email": "ada@example.com"})
+    mail_dir = run.data_dir / "mail"
+    await until(lambda: list(mail_dir.glob("*.eml")), what="a mail is caught")
+    shown = CliRunner().invoke(app, ["mail", "show", "latest", "--dir", str(mail_dir)])
+    found = re.search(r"^Unsubscribe +(http://\S+)$", shown.output, re.MULTILINE)
+    assert found is not None, shown.output
+    async with aiohttp.ClientSession() as session:
+        async with session.post(found[1], data={"List-Unsubscribe": "One-Click"}) as answer:
+            assert answer.status == 200
+        async with session.get(found[1]) as answer:
+            assert "is switched off" in await answer.text()
+
+
 async def test_the_whole_system(run: Run) -> None:
     await run.launch()
     await run.line("Tidings is ready")
@@ -176,6 +199,9 @@ async def test_the_whole_system(run: Run) -> None:
     assert await ask_http("127.0.0.1", run.console_port) is None
     [said] = [at for at, line in enumerate(run.lines) if "Tidings is ready" in line]
     assert run.lines[said + 1].split() == ["console", f"http://127.0.0.1:{run.console_port}/"]
+    await _follow_a_link(run)
+    link_keys = (run.data_dir / "links.keys").read_bytes()
+    assert stat.S_IMODE((run.data_dir / "links.keys").stat().st_mode) == 0o600
     first = run.processes()
     assert sorted(first) == ["console", "devstack", "notification_service", "user_service"]
     with psycopg.connect(run.postgres_url(), autocommit=True) as connection:
@@ -222,4 +248,5 @@ async def test_the_whole_system(run: Run) -> None:
     await run.line("Tidings is ready")
     with psycopg.connect(run.postgres_url()) as connection:
         assert connection.execute("SELECT n FROM kept").fetchall() == [(42,)]
+    assert (run.data_dir / "links.keys").read_bytes() == link_keys
     assert await run.kill(signal.SIGTERM) == 0

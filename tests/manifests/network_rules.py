@@ -116,6 +116,23 @@ def no_inside_from_the_internet_rule(objects: Sequence[Object]) -> Iterator[str]
                         yield f"NetworkPolicy/{one['metadata']['name']}: {json.dumps(block)} reaches inside"
 
 
+def pages_are_reached(objects: Sequence[Object]) -> Iterator[str]:
+    """Where mails have links, pods of a namespace with the label, and no others, bring recipients to their pages."""
+    policies = list(of_kind(objects, "NetworkPolicy"))
+    wanted = [{"namespaceSelector": {"matchLabels": {"reaches-notification-pages": "true"}}}]
+    for pod in pods(objects):
+        if not any(environment(one, objects).get("TIDINGS_NOTIFICATIONS_PUBLIC_URL") for one in pod.containers):
+            continue
+        port = pod.ports["http"]
+        from_ = [
+            rule.get("from")
+            for rule in _rules(policies, pod, "ingress") or ()
+            if port in {one["port"] for one in rule.get("ports", ())}
+        ]
+        if from_ != [wanted]:
+            yield f"{pod.where}: its pages at {port} are reached by {json.dumps(from_)}"
+
+
 def _name(pod: Pod) -> str:
     return pod.labels["app.kubernetes.io/name"]
 
@@ -147,4 +164,4 @@ def _is_peer(peer: Object, other: Pod) -> bool:
     return "namespaceSelector" not in peer and matches(peer.get("podSelector"), other.labels)
 
 
-RULES = (only_what_talks, closed, names_are_resolved, no_inside_from_the_internet_rule)
+RULES = (only_what_talks, closed, names_are_resolved, no_inside_from_the_internet_rule, pages_are_reached)

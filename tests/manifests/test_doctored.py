@@ -53,7 +53,7 @@ def _change(objects: Objects, wrong: Wrong) -> None:
 
 _POD = "spec.template.spec"
 _FIRST = f"{_POD}.containers.0"
-_USERS, _NOTIFICATIONS = "user-service", "notification-service"
+_USERS, _NOTIFICATIONS, _PAGES = "user-service", "notification-service", "notification-pages"
 _LABELS = "spec.template.metadata.labels"
 
 
@@ -179,6 +179,28 @@ TABLE = [
     Wrong(wiring_rules.services, "has no port http", "Service", _USERS, "spec.ports.0.targetPort", "http"),
     Wrong(wiring_rules.services, "of this number", "Service", _USERS, "spec.ports.0.port", 443),
     Wrong(wiring_rules.services, "is not headless", "Service", _USERS, "spec.clusterIP", _GONE),
+    Wrong(
+        wiring_rules.services, "is not headless", "Service", _NOTIFICATIONS, "spec.clusterIP", _GONE
+    ),
+    Wrong(
+        wiring_rules.ingresses, "has no certificate", "Ingress", _PAGES, "spec.tls.0.hosts.0", "a.example", "production"
+    ),
+    Wrong(
+        wiring_rules.ingresses, "no link leads to", "Ingress", _PAGES, "spec.rules.0.http.paths.0.path", "/",
+        "production",
+    ),
+    Wrong(
+        wiring_rules.ingresses, "no link leads to", "ConfigMap", _NOTIFICATIONS,
+        "data.TIDINGS_NOTIFICATIONS_PUBLIC_URL", "https://other.example.com", "production",
+    ),
+    Wrong(
+        wiring_rules.ingresses, "no such port", "Ingress", _PAGES,
+        "spec.rules.0.http.paths.0.backend.service.name", _NOTIFICATIONS, "production",
+    ),
+    Wrong(
+        network_rules.pages_are_reached, "are reached by", "NetworkPolicy", _PAGES, "spec.ingress.0.from.0",
+        {"ipBlock": {"cidr": "0.0.0.0/0"}},
+    ),
     Wrong(wiring_rules.ports, "are not its ports", "ConfigMap", _USERS, "data.TIDINGS_USERS_LISTEN", "[::]:50055"),
     Wrong(wiring_rules.ports, "are not its ports", "Deployment", _USERS, f"{_FIRST}.ports.1.containerPort", 8081),
     Wrong(rollout_rules.schema_first, "is not named after", "Job", "migrations", "metadata.name", "migrations"),

@@ -28,6 +28,7 @@ _PROFILES = {
 _FORWARDED = {
     "user-service": 50051,
     "notification-service": 50052,
+    "notification-pages": 8090,
     "console": 8080,
     "grafana": 3000,
     "prometheus": 9090,

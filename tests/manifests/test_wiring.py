@@ -163,6 +163,7 @@ async def test_the_whole_of_it_runs(cluster: Cluster, services: Services, mail_c
             "TIDINGS_NOTIFICATIONS_HEALTH_LISTEN": "127.0.0.1:0",
             "TIDINGS_NOTIFICATIONS_LISTEN": "[::]:0",
             "TIDINGS_NOTIFICATIONS_METRICS_ADDRESS": "127.0.0.1:0",
+            "TIDINGS_NOTIFICATIONS_HTTP_LISTEN": "[::]:0",
             "TIDINGS_NOTIFICATIONS_USERS_ADDRESS": f"dns:///localhost:{_port(user_service.address)}",
             "TIDINGS_NOTIFICATIONS_SMTP_HOST": "127.0.0.1",
             "TIDINGS_NOTIFICATIONS_SMTP_PORT": str(mail_catcher.port),
@@ -182,7 +183,8 @@ async def test_the_whole_of_it_runs(cluster: Cluster, services: Services, mail_c
         },
     )
     assert code == 0, output
-    await mail_catcher.wait(1)
+    [mail, *_] = await mail_catcher.wait(1)
+    assert mail.message["List-Unsubscribe"].startswith("<http://localhost:8090/u/")
     # The developer's token and certificate, by the forwarded port.
     admin = connect(
         f"localhost:{_port(user_service.address)}",

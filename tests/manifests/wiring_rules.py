@@ -13,6 +13,7 @@ from psycopg import pq
 from console.settings import ConsoleSettings
 from devstack.settings import DevstackSettings, MailCatcherSettings
 from migrations.settings import MigrationSettings, NotificationsDatabase, UsersDatabase
+from notification_service.links import PATH
 from notification_service.settings import NotificationServiceSettings
 from servicekit.settings import LogSettings, Settings, variable
 from tests.manifests.objects import Object, Pod, environment, matches, of_kind, pods
@@ -37,6 +38,7 @@ EXTERNAL = {
     "user-service-callers": {"callers.toml"},
     "notification-service-callers": {"callers.toml"},
     "notification-service-token": {"token"},
+    "notification-service-links": {"links.keys"},
     "notification-service-smtp": {"username", "password"},
     # Made by cert-manager, and by the operator of Postgres.
     "user-service-tls": {"tls.crt", "tls.key", "ca.crt"},
@@ -182,7 +184,9 @@ def _files_of_the_service(pod: Pod, objects: Sequence[Object]) -> set[str]:
 
 
 def services(objects: Sequence[Object]) -> Iterator[str]:
-    """Every Service selects pods, by a port that they have; ours are headless, for clients take turns by themselves."""
+    """Every Service selects pods, by a port that they have; those of gRPC are headless, for clients take turns by
+    themselves, and those for scrapers, who want every pod.
+    """
     found = [pod for pod in pods(objects) if pod.kind != "Job"]
     for one in of_kind(objects, "Service"):
         name, spec = one["metadata"]["name"], one["spec"]
@@ -194,8 +198,37 @@ def services(objects: Sequence[Object]) -> Iterator[str]:
             ports = chosen[0].ports
             if port["targetPort"] not in ports or ports[port["targetPort"]] != port["port"]:
                 yield f"Service/{name}: {chosen[0].where} has no port {port['targetPort']} of this number"
-        if "grpc" in chosen[0].ports and spec.get("clusterIP") != "None":
+        named = {port["targetPort"] for port in spec["ports"]}
+        if "grpc" in chosen[0].ports and named != {"http"} and spec.get("clusterIP") != "None":
             yield f"Service/{name}: is not headless"
+
+
+def ingresses(objects: Sequence[Object]) -> Iterator[str]:
+    """What is reached from the internet is the pages of the links in mails, at the address that the links have."""
+    urls = {
+        url
+        for pod in pods(objects)
+        for one in pod.containers
+        if (url := environment(one, objects).get("TIDINGS_NOTIFICATIONS_PUBLIC_URL"))
+    }
+    known = {
+        (one["metadata"]["name"], port["name"])
+        for one in of_kind(objects, "Service")
+        for port in one["spec"]["ports"]
+        if port["targetPort"] == "http"
+    }
+    for one in of_kind(objects, "Ingress"):
+        where, spec = f"Ingress/{one['metadata']['name']}", one["spec"]
+        encrypted = {host for entry in spec.get("tls", ()) for host in entry["hosts"]}
+        for rule in spec["rules"]:
+            if rule["host"] not in encrypted:
+                yield f"{where}: {rule['host']} has no certificate"
+            for path in rule["http"]["paths"]:
+                if f"https://{rule['host']}{path['path']}" not in {f"{url}{PATH}" for url in urls}:
+                    yield f"{where}: no link leads to {rule['host']}{path['path']}"
+                service = path["backend"]["service"]
+                if (service["name"], service["port"].get("name")) not in known:
+                    yield f"{where}: leads to {service['name']}, which has no such port"
 
 
 def ports(objects: Sequence[Object]) -> Iterator[str]:
@@ -214,4 +247,4 @@ def ports(objects: Sequence[Object]) -> Iterator[str]:
                 yield f"{pod.where}/{one['name']}: listens on {sorted(listens)}, which are not its ports"
 
 
-RULES = (variables, no_passwords, references, mounts, services, ports)
+RULES = (variables, no_passwords, references, mounts, services, ingresses, ports)

@@ -13,12 +13,14 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc.aio
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from uuid_utils.compat import uuid7
 
-from notification_service import lanes, rules
+from notification_service import categories, lanes, rules
+from notification_service.api.explanations import Explainer
 from notification_service.compose import Composer
 from notification_service.templates import Templates
 from servicekit import database
@@ -56,6 +58,12 @@ async def connection(url: str) -> AsyncIterator[Connection]:
 def composer() -> Composer:
     """The built-in rules and templates, without webhooks."""
     return Composer(rules.load(None), Templates(), lanes.writers(SENDER, ()))
+
+
+def explainer(pool: Pool) -> Explainer:
+    """What explains deliveries where no user service can be asked."""
+    users = grpc.aio.insecure_channel("127.0.0.1:1")
+    return Explainer(pool, users, rules.load(None), categories.load(None), lambda channel, target: "", tuple)
 
 
 @pytest.fixture(scope="session")

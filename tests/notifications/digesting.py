@@ -78,7 +78,7 @@ def compose_of(path: Path, text: str = RULES, *, said: str = GATHERED) -> Compos
         write(folder / f"{name}.txt", words)
         write(folder / f"{name}.html", words)
     told = rules.read(write(path / "rules.toml", text))
-    made = Composer(told.rules, Templates(folder), lanes.writers(SENDER, ()), told.digests)
+    made = Composer(told.rules, Templates(folder), lanes.writers(SENDER, ()), digests=told.digests)
     made.check()
     return made
 

@@ -23,7 +23,7 @@ from notification_service.tail import Tail
 from notification_service.watch import Streams
 from servicekit import callers, guard
 from servicekit.database import Connection, Pool
-from tests.notifications.conftest import Events, batch
+from tests.notifications.conftest import Events, batch, explainer
 from tidings.notifications.v1 import notifications_pb2 as pb
 from tidings.notifications.v1 import notifications_pb2_grpc
 from tidings.users.v1 import users_pb2
@@ -56,7 +56,7 @@ async def api(pool: Pool, connection: Connection, composer: Composer) -> AsyncIt
         server,
         callers.anyone,
         notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
-        NotificationService(pool, streams, lambda: None),
+        NotificationService(pool, streams, explainer(pool), lambda: None),
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -20,7 +20,7 @@ from notification_service import categories, lanes, policies, providers, rules
 from notification_service.breaker import Breaker, Patience
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.compose import Composer
-from notification_service.destinations import Destination
+from notification_service.destinations import Destination, target_of
 from notification_service.dispatcher import Dispatcher, Lane
 from notification_service.domain import EMAIL, TARGET_GONE, WEBHOOK, Operation, Result, State
 from notification_service.endpoints import Endpoint
@@ -468,3 +468,29 @@ def test_providers_come_in_the_file_s_order(tmp_path: Path, monkeypatch: pytest.
     ):
         with pytest.raises(InvalidConfigError, match=said):
             providers.load(write(tmp_path / "bad.toml", text), default)
+
+
+async def test_what_waits_for_no_failure_is_not_old(pool: Pool, connection: Connection, events: Events) -> None:
+    composer = Composer(rules.load(None), Templates(), lanes.writers(SENDER, ()))
+    await store(connection, composer, *(events.created(f"user{number}") for number in range(3)))
+    await connection.execute("UPDATE deliveries SET create_time = now() - position * interval '1 hour'")
+
+    async def age() -> float:
+        [(channel, pending, _, oldest)] = await reads.standing(connection)
+        assert (channel, pending) == (EMAIL, 3)
+        return round((oldest or 0) / 3600)
+
+    assert await age() == 3
+    await connection.execute("UPDATE deliveries SET deferred = 3 WHERE position = 3")
+    assert await age() == 2
+    await connection.execute("UPDATE deliveries SET behind = gen_random_uuid() WHERE position = 2")
+    assert await age() == 1
+    made = await connection.execute(
+        "INSERT INTO endpoints (id, name, url, state, create_time, update_time)"
+        " VALUES (gen_random_uuid(), 'a', 'http://a', 2, now(), now()) RETURNING id"
+    )
+    [(endpoint,)] = await made.fetchall()
+    await connection.execute("UPDATE deliveries SET target = %s WHERE position = 1", [target_of(endpoint)])
+    assert await age() == 0
+    await connection.execute("UPDATE endpoints SET state = 1")
+    assert await age() == 1

@@ -28,6 +28,7 @@ from notification_service.watch import Streams
 from servicekit import callers, database, guard
 from servicekit.database import Connection, Pool
 from tests.harness import Databases, Services
+from tests.notifications.conftest import explainer
 from tests.notifications.test_api import refusal
 from tidings.client import InApp, NotificationBatch, Users, connect
 from tidings.notifications.v1 import in_app_pb2 as pb
@@ -78,7 +79,7 @@ async def replica(pool: Pool) -> AsyncIterator[Replica]:
     )
     server = grpc.aio.server()
     add_first = notifications_pb2_grpc.add_NotificationServiceServicer_to_server
-    guard.add(server, callers.anyone, add_first, NotificationService(pool, streams, lambda: None))
+    guard.add(server, callers.anyone, add_first, NotificationService(pool, streams, explainer(pool), lambda: None))
     guard.add(server, callers.anyone, in_app_pb2_grpc.add_InAppServiceServicer_to_server, InAppService(pool, tail.hint))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -59,8 +59,13 @@ async def test_the_numbers_are_those_of_what_was_done(
         "webhook",
     }
 
-    # Another replica knows what the database knows, from its start on, and nothing of the feed.
+    # Another replica knows what the database knows, from its first look on, and nothing of the feed.
     standing_by = await services.notifications(database, users, **settings).start()
+
+    async def looked() -> bool:
+        return (await scrape(standing_by)).has("tidings_deliveries_parked")
+
+    await until(looked)
     scraped = await scrape(standing_by)
     assert scraped.value("tidings_deliveries_parked", **EMAIL) == 1
     assert scraped.value("tidings_deliveries_pending", **EMAIL) == 1

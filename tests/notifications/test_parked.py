@@ -27,7 +27,7 @@ from notification_service.templates import Templates
 from notification_service.watch import Streams
 from servicekit import callers, guard
 from servicekit.database import Connection, Pool
-from tests.notifications.conftest import SENDER, Events, batch, eventually, write
+from tests.notifications.conftest import SENDER, Events, batch, eventually, explainer, write
 from tests.notifications.test_dispatcher import FAST, LATER, OK, Scripted, lease, running
 from tidings.client import ApiError, Notifications
 from tidings.notifications.v1 import notifications_pb2 as pb
@@ -67,7 +67,7 @@ async def api(pool: Pool, connection: Connection) -> AsyncIterator[Api]:
         server,
         _operator,
         notifications_pb2_grpc.add_NotificationServiceServicer_to_server,
-        NotificationService(pool, streams, woken.set),
+        NotificationService(pool, streams, explainer(pool), woken.set),
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -242,6 +242,9 @@ async def test_preview(api: Api) -> None:
     assert (said.subject, said.locale) == ("Willkommen, <Ada>", "de")
     assert "&lt;Ada&gt;" in said.html
     assert "2026-02-03 04:05 UTC" in said.text
+    assert "Abbestellen" not in said.html
+    linked = await api.client.preview("welcome", sample={**sample, "unsubscribe_url": "https://example.com/?a=1&b"})
+    assert '<a href="https://example.com/?a=1&amp;b" style="color:inherit">Abbestellen</a>' in linked.html
     assert (await api.client.preview("welcome", locale="fr", sample=sample)).subject == "Welcome, <Ada>"
 
 
@@ -251,6 +254,8 @@ async def test_a_preview_that_cannot_be_had(api: Api) -> None:
     with pytest.raises(ApiError) as caught:
         await api.client.preview("welcome", sample={"user": {"colour": "red"}, "recipient": "who"})
     assert [one.field for one in caught.value.violations] == ["sample.recipient", "sample.user.colour"]
+    with pytest.raises(ApiError, match="must be a text"):
+        await api.client.preview("welcome", sample={"unsubscribe_url": 1})
     write(api.folder / "welcome.txt", "one\n{{ user.labels.tier }}")
     await api.client.reload()
     with pytest.raises(ApiError) as caught:

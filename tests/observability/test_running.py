@@ -7,6 +7,7 @@ configuration only the targets and the intervals are others. A query without an 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import re
@@ -166,12 +167,17 @@ async def system(server: PostgresServer, services: Services, mail_catcher: MailC
         callers_file=callers.path,
         metrics_address=targets["user-service"],
     ).start()
+    keys = tmp_path / "links.keys"
+    keys.write_text(base64.b64encode(b"k" * 32).decode())
     await services.notifications(
         server.server.url("tidings_notifications", "tidings_notifications"),
         users,
         mail_catcher,
         users_token_file=tmp_path / "token",
         metrics_address=targets["notification-service"],
+        public_url="https://notifications.example.com",
+        link_keys_file=keys,
+        http_listen="127.0.0.1:0",
     ).start()
     return System(users, token, mail_catcher, targets)
 

@@ -12,6 +12,7 @@ import grpc.aio
 
 from notification_service import tokens, watch
 from notification_service.api import requests
+from notification_service.api.explanations import Explainer
 from notification_service.domain import Operation, State
 from notification_service.store import parked, reads
 from notification_service.watch import Streams
@@ -33,8 +34,9 @@ _LONGEST_REASON = 500
 class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
     """The servicer. `replayed` is called when deliveries are to be tried again."""
 
-    def __init__(self, pool: Pool, streams: Streams, replayed: Callable[[], None]) -> None:
+    def __init__(self, pool: Pool, streams: Streams, explainer: Explainer, replayed: Callable[[], None]) -> None:
         self._pool = pool
+        self._explainer = explainer
         self._streams = streams
         self._replayed = replayed
 
@@ -73,6 +75,11 @@ class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
     async def GetInbox(self, request: notifications_pb2.GetInboxRequest, context: _Context) -> notifications_pb2.Inbox:
         async with requests.connection(self._pool) as connection:
             return await reads.inbox_state(connection)
+
+    async def ExplainDelivery(
+        self, request: notifications_pb2.ExplainDeliveryRequest, context: _Context
+    ) -> notifications_pb2.ExplainDeliveryResponse:
+        return await self._explainer.explain(request)
 
     async def WatchNotifications(
         self, request: notifications_pb2.WatchNotificationsRequest, context: _Context

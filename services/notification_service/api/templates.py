@@ -121,9 +121,9 @@ class TemplateService(templates_pb2_grpc.TemplateServiceServicer):
             raise errors.unknown_template(request.template)
         kinds = [rule.on[0] for rule in self._composer.rules if rule.template == request.template]
         view, which = samples.view(MessageToDict(request.sample), kinds[0] if kinds else "UPDATED")
-        seen = addressed(view, which)
+        seen = addressed(view, which, view["unsubscribe_url"])
         if self._is_of_digest(request.template):
-            seen = gathered.context(samples.items(seen), samples.DIGEST)
+            seen = gathered.context(samples.items(seen), samples.DIGEST, view["unsubscribe_url"])
         locale = request.locale or str(view["user"]["locale"])
         render: Callable[[], Rendered] = lambda: self._rendered(request.template, seen, locale, html)  # noqa: E731
         async with self._tried:

@@ -67,6 +67,8 @@ class Addressee:
     which: str
     name: str
     email: str
+    # By which who reads the mail switches off its category; empty if there is none.
+    unsubscribe_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)

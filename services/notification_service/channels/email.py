@@ -4,6 +4,9 @@ The bytes of a mail are the same at every attempt: Message-ID, Date and the boun
 the moment. Only the trace context is the attempt's own. A refusal of the sender, the recipient or the content with a
 5xx is for good; what goes wrong before that (no connection, no login) says nothing about the mail and is worth
 another attempt.
+
+Where the notification has a link to unsubscribe by, the mail has it in the headers that mail programs look at (RFC
+2369, RFC 8058). It was made with the notification and is part of the content.
 """
 
 from __future__ import annotations
@@ -54,16 +57,21 @@ class Mail:
     subject: str
     text: str
     html: str
+    # Empty if the mail has none.
+    unsubscribe_url: str = ""
 
     def encode(self) -> bytes:
         """The content of a delivery."""
         fields = {"name": self.name, "subject": self.subject, "text": self.text, "html": self.html}
+        if self.unsubscribe_url:
+            fields["unsubscribe_url"] = self.unsubscribe_url
         return json.dumps(fields, ensure_ascii=False).encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Mail:
-        """Reads the content of a delivery."""
-        return cls(**json.loads(content))
+        """Reads the content of a delivery; what a later release has put in besides is left out."""
+        fields = json.loads(content)
+        return cls(**{name: fields[name] for name in cls.__slots__ if name in fields})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,7 @@ class EmailWriter:
             if said.html_problem:
                 yield Delivery(identity, EMAIL, one.email, key, problem=said.html_problem)
                 continue
-            content = Mail(one.name, said.subject, said.text, said.html).encode()
+            content = Mail(one.name, said.subject, said.text, said.html, one.unsubscribe_url).encode()
             yield Delivery(identity, EMAIL, one.email, key, content)
 
 
@@ -150,7 +158,14 @@ def build(message: Message, sender: str, recipient: str) -> bytes:
     root.attach(_part("html", mail.html))
     # Set apart from the generator, which cannot write an address outside ASCII.
     people = f"From: {sender}\r\nTo: {mailbox(mail.name, recipient)}\r\n"
-    return people.encode() + root.as_bytes(policy=_POLICY)
+    return (people + _unsubscribe(mail.unsubscribe_url)).encode() + root.as_bytes(policy=_POLICY)
+
+
+def _unsubscribe(url: str) -> str:
+    """Header lines, set apart as well: a link is not to be folded."""
+    if not url:
+        return ""
+    return f"List-Unsubscribe: <{url}>\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
 
 
 class _UnreachableAddressError(Exception):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import psycopg
 from psycopg.types.json import Jsonb
 from sqlalchemy import BigInteger, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from notification_service import errors
+from notification_service.domain import State
 from notification_service.store import parts
-from notification_service.tables import preferences
+from notification_service.tables import deliveries, preferences
 from servicekit.database import Connection, sql
 
 _row = preferences.c
@@ -38,6 +40,18 @@ _CHANGE = sql(
     .returning(_row.update_time)
 )
 
+# What waits for the end of quiet hours is asked about again: they may be others now.
+_ASK_AGAIN = sql(
+    update(deliveries)
+    .where(
+        deliveries.c.user_id == _USER,
+        deliveries.c.state == parts.number(State.PENDING),
+        deliveries.c.deferred.is_not(None),
+        deliveries.c.next_attempt_time > func.now(),
+    )
+    .values(next_attempt_time=func.now())
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -56,19 +70,38 @@ async def find(connection: Connection, user_id: uuid.UUID) -> Stored:
 
 async def change(connection: Connection, user_id: uuid.UUID, changes: Mapping[str, Any], *, version: int = 0) -> Stored:
     """Sets the keys of a user's document to those of `changes`, which must be valid; an empty value removes its key.
+    What is deferred is due at once, to be judged by them.
 
     With a version that is not 0 only if that is the current one. Raises STALE_VERSION.
     """
-    async with connection.transaction():
+
+    def decide(found: Stored) -> Mapping[str, Any]:
+        if version and version != found.version:
+            raise errors.stale_preferences(user_id, version, found.version)
+        return changes
+
+    return await edit(connection, user_id, decide)
+
+
+async def edit(
+    connection: Connection, user_id: uuid.UUID, decide: Callable[[Stored], Mapping[str, Any] | None]
+) -> Stored:
+    """Sets the keys of a user's document to those that `decide` says, as `change` does, while nobody else changes it;
+    None is no change.
+    """
+    async with connection.transaction() as transaction:
         # Whoever comes first makes the row, so that there is one to lock; a refusal takes it back.
         await connection.execute(_MAKE, {"user_id": user_id, "document": Jsonb({})})
         row = await (await connection.execute(_LOCK, {"user_id": user_id})).fetchone()
         if row is None:  # nothing removes rows
             raise RuntimeError(f"the preferences of {user_id} are gone")
         found = Stored(*row)
-        if version and version != found.version:
-            raise errors.stale_preferences(user_id, version, found.version)
+        changes = decide(found)
+        if changes is None:
+            raise psycopg.Rollback(transaction)
         document = {key: value for key, value in {**found.document, **changes}.items() if value}
         values = {"user_id": user_id, "document": Jsonb(document), "version": found.version + 1}
         changed = await (await connection.execute(_CHANGE, values)).fetchone()
-    return Stored(document, found.version + 1, changed[0] if changed else None)
+        await connection.execute(_ASK_AGAIN, {"user_id": user_id})
+        return Stored(document, found.version + 1, changed[0] if changed else None)
+    return found

@@ -20,16 +20,21 @@ from sqlalchemy import (
     Select,
     Text,
     Uuid,
+    and_,
     any_,
     bindparam,
     case,
+    exists,
     func,
     literal_column,
+    not_,
     or_,
     select,
 )
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
+from notification_service.destinations import TARGET_PREFIX
+from notification_service.destinations import State as EndpointState
 from notification_service.domain import IN_APP, State, stamp
 from notification_service.gate import Reason
 from notification_service.store.parts import number
@@ -39,6 +44,7 @@ from notification_service.tables import (
     deliveries,
     delivery_decisions,
     delivery_operations,
+    endpoints,
     inbox,
     notifications,
     replicas,
@@ -199,12 +205,18 @@ _INBOX = sql(
 
 
 _is_pending = _delivery.state == _PENDING
+# What waits for what is no failure: for the end of quiet hours, for an earlier delivery, for an endpoint to be enabled.
+_is_disabled = exists().where(
+    endpoints.c.state == number(EndpointState.DISABLED),
+    _delivery.target == func.concat(literal_column(f"'{TARGET_PREFIX}'"), endpoints.c.id),
+)
+_is_tried = and_(_is_pending, _delivery.deferred.is_(None), _delivery.behind.is_(None), not_(_is_disabled))
 _STANDING = sql(
     select(
         _delivery.channel,
         func.count().filter(_is_pending),
         func.count().filter(_delivery.state == _PARKED),
-        func.extract("epoch", func.now() - func.min(_delivery.create_time).filter(_is_pending)),
+        func.extract("epoch", func.now() - func.min(_delivery.create_time).filter(_is_tried)),
     )
     .where(or_(_is_pending, _delivery.state == _PARKED))
     .group_by(_delivery.channel)
@@ -396,7 +408,7 @@ def _shard(row: tuple[Any, ...]) -> notifications_pb2.Inbox.Shard:
 
 async def standing(connection: Connection) -> list[tuple[str, int, int, float | None]]:
     """Of each channel that has any: how many deliveries are pending, how many parked, and how old the oldest pending
-    one is, in seconds.
+    one is that is tried, in seconds.
     """
     rows = await (await connection.execute(_STANDING)).fetchall()
     return [(channel, pending, parked, None if age is None else float(age)) for channel, pending, parked, age in rows]

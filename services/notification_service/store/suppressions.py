@@ -44,6 +44,7 @@ _CREATE = sql(
     .returning(*_COLUMNS)
 )
 _DELETE = sql(delete(suppressions).where(_KEY).returning(*_COLUMNS))
+_DELETE_FOR = sql(delete(suppressions).where(_KEY, _row.reason == _text("reason")).returning(*_COLUMNS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +74,16 @@ async def create(
             raise errors.suppressed(channel, row[1], row[2])
 
 
-async def remove(connection: Connection, *, channel: str, target: str) -> Suppression:
-    """Ends a suppression; returns what it was. Raises NOT_SUPPRESSED."""
-    row = await (await connection.execute(_DELETE, {"channel": channel, "target": target})).fetchone()
+async def find(connection: Connection, *, channel: str, target: str) -> Suppression | None:
+    """The suppression of an address; None if there is none."""
+    row = await (await connection.execute(_FIND, {"channel": channel, "target": target})).fetchone()
+    return Suppression(*row) if row else None
+
+
+async def remove(connection: Connection, *, channel: str, target: str, reason: str = "") -> Suppression:
+    """Ends a suppression, with a reason only one for it; returns what it was. Raises NOT_SUPPRESSED."""
+    values = {"channel": channel, "target": target} | ({"reason": reason} if reason else {})
+    row = await (await connection.execute(_DELETE_FOR if reason else _DELETE, values)).fetchone()
     if row is None:
         raise errors.not_suppressed(channel, target)
     return Suppression(*row)

@@ -13,6 +13,7 @@ from tidings.cli import (
     access,
     deliveries,
     deliveries_change,
+    deliveries_explain,
     digests,
     doctor,
     endpoints,
@@ -74,6 +75,7 @@ def _root(
 for _group in (users, users_import, users_watch):
     _group.register(users.app)
 deliveries_change.register(deliveries.app)
+deliveries.app.command("explain", epilog=deliveries_explain.EXAMPLES)(deliveries_explain.explain)
 app.add_typer(users.app, name="users")
 notifications.app.add_typer(in_app.app, name="inbox")
 app.add_typer(notifications.app, name="notifications")

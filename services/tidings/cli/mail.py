@@ -102,6 +102,7 @@ def show(
                 ("Subject", head.header("Subject")),
                 ("Date", head.header("Date")),
                 ("Message-ID", head.header("Message-ID")),
+                ("Unsubscribe", head.header("List-Unsubscribe").strip("<>")),
             ]
         )
         text = mail_files.body(message, "html" if html else "plain")

@@ -30,7 +30,12 @@ _RETRIED = {
         "BatchCreateUsers",
         "GetFeed",
     ),
-    "tidings.notifications.v1.NotificationService": ("ListNotifications", "ListDeliveries", "GetInbox"),
+    "tidings.notifications.v1.NotificationService": (
+        "ListNotifications",
+        "ListDeliveries",
+        "GetInbox",
+        "ExplainDelivery",
+    ),
     "tidings.notifications.v1.EndpointService": ("CreateEndpoint", "GetEndpoint", "ListEndpoints"),
     "tidings.notifications.v1.PreferenceService": ("GetPreferences", "ListCategories", "ListSuppressions"),
     "tidings.notifications.v1.InAppService": ("ListInAppNotifications", "GetInAppCounts"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,6 +75,17 @@ class Notifications:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+
+    async def explain(
+        self, *, event_id: str = "", notification_id: str = "", user_id: str = ""
+    ) -> Sequence[notifications_pb2.ExplainDeliveryResponse.Step]:
+        """All that decided what became of an event of a user, or of one notification, in order."""
+        request = notifications_pb2.ExplainDeliveryRequest(user_id=user_id)
+        if notification_id:
+            request.notification_id = notification_id
+        else:
+            request.event_id = event_id
+        return (await answer(self._stub.ExplainDelivery(request, timeout=self._timeout))).steps
 
     async def replay(self, ids: Iterable[str], *, reason: str = "") -> int:
         """Lets 1 to 1,000 parked deliveries be tried again, all of them or none; returns how many.

@@ -406,6 +406,194 @@ class Delivery(_message.Message):
 Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
 
 @_typing.final
+class ExplainDeliveryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    NOTIFICATION_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """Of the user feed; needs `user_id`."""
+    notification_id: _builtins.str
+    user_id: _builtins.str
+    """Whom it is about. What is not about this user is NOT_FOUND."""
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        notification_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "notification_id", b"notification_id", "subject", b"subject"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "notification_id", b"notification_id", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["event_id", "notification_id"]  # noqa: Y015
+    _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
+
+Global___ExplainDeliveryRequest: _TypeAlias = ExplainDeliveryRequest  # noqa: Y015
+
+@_typing.final
+class ExplainDeliveryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Step(_message.Message):
+        """One thing that decided, or that happened."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _Kind:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ExplainDeliveryResponse.Step._Kind.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            KIND_UNSPECIFIED: ExplainDeliveryResponse.Step._Kind.ValueType  # 0
+            EVENT: ExplainDeliveryResponse.Step._Kind.ValueType  # 1
+            """The change of the user. FOUND; EXPIRED: the user feed does not retain it any more; UNKNOWN: the feed has no such
+            event of this user, or cannot be asked now.
+            """
+            INBOX: ExplainDeliveryResponse.Step._Kind.ValueType  # 2
+            """How far this service has come. PROCESSED, or WAITING: the event is not processed yet."""
+            RULE: ExplainDeliveryResponse.Step._Kind.ValueType  # 3
+            """A rule, `name`. MATCHED: it made a notification. OTHER_TYPE, OTHER_FIELDS: it is not about such an event.
+            MATCHES_NOW: it made nothing, but is about such events as it is now. NOT_CHECKED: it made nothing, and the event
+            is not there to tell why.
+            """
+            NOTIFICATION: ExplainDeliveryResponse.Step._Kind.ValueType  # 4
+            """MADE, as `detail` says."""
+            CHANNEL: ExplainDeliveryResponse.Step._Kind.ValueType  # 5
+            """A channel that carries no delivery: NO_TARGET: there is nobody to send it to. NOT_COMPOSED: its words could not
+            be made. In-app: SHOWN, and SEEN, READ, ARCHIVED by the user.
+            """
+            PREFERENCE: ExplainDeliveryResponse.Step._Kind.ValueType  # 6
+            """What the user wants, or what holds because they said nothing: ON or OFF, as it applies now; `name` is why:
+            DEFAULT, CHANNEL, CATEGORY or MANDATORY.
+            """
+            DECISION: ExplainDeliveryResponse.Step._Kind.ValueType  # 7
+            """What was made of that when the delivery was due: QUIET_HOURS deferred it; SUPPRESSED or SWITCHED_OFF ended it."""
+            ATTEMPT: ExplainDeliveryResponse.Step._Kind.ValueType  # 8
+            """SUCCEEDED, FAILED, REFUSED or UNKNOWN, by the provider `name`, with what the other side said; SENDING: no answer
+            yet.
+            """
+            OPERATION: ExplainDeliveryResponse.Step._Kind.ValueType  # 9
+            """REPLAYED or DISCARDED by hand, by `name`."""
+            END: ExplainDeliveryResponse.Step._Kind.ValueType  # 10
+            """DELIVERED, PARKED, DISCARDED or CANCELLED, for the end_reason in `name`."""
+            OUTLOOK: ExplainDeliveryResponse.Step._Kind.ValueType  # 11
+            """Of what is pending. DUE: it is sent as soon as there is room. RETRY: at `time`. WAITS_FOR_EARLIER: `name` is the
+            delivery. QUIET_HOURS: until `time`. SUPPRESSED, SWITCHED_OFF: it will be cancelled. PAUSED: who would be asked
+            is away. DISABLED: the endpoint is.
+            """
+
+        class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+        KIND_UNSPECIFIED: ExplainDeliveryResponse.Step.Kind.ValueType  # 0
+        EVENT: ExplainDeliveryResponse.Step.Kind.ValueType  # 1
+        """The change of the user. FOUND; EXPIRED: the user feed does not retain it any more; UNKNOWN: the feed has no such
+        event of this user, or cannot be asked now.
+        """
+        INBOX: ExplainDeliveryResponse.Step.Kind.ValueType  # 2
+        """How far this service has come. PROCESSED, or WAITING: the event is not processed yet."""
+        RULE: ExplainDeliveryResponse.Step.Kind.ValueType  # 3
+        """A rule, `name`. MATCHED: it made a notification. OTHER_TYPE, OTHER_FIELDS: it is not about such an event.
+        MATCHES_NOW: it made nothing, but is about such events as it is now. NOT_CHECKED: it made nothing, and the event
+        is not there to tell why.
+        """
+        NOTIFICATION: ExplainDeliveryResponse.Step.Kind.ValueType  # 4
+        """MADE, as `detail` says."""
+        CHANNEL: ExplainDeliveryResponse.Step.Kind.ValueType  # 5
+        """A channel that carries no delivery: NO_TARGET: there is nobody to send it to. NOT_COMPOSED: its words could not
+        be made. In-app: SHOWN, and SEEN, READ, ARCHIVED by the user.
+        """
+        PREFERENCE: ExplainDeliveryResponse.Step.Kind.ValueType  # 6
+        """What the user wants, or what holds because they said nothing: ON or OFF, as it applies now; `name` is why:
+        DEFAULT, CHANNEL, CATEGORY or MANDATORY.
+        """
+        DECISION: ExplainDeliveryResponse.Step.Kind.ValueType  # 7
+        """What was made of that when the delivery was due: QUIET_HOURS deferred it; SUPPRESSED or SWITCHED_OFF ended it."""
+        ATTEMPT: ExplainDeliveryResponse.Step.Kind.ValueType  # 8
+        """SUCCEEDED, FAILED, REFUSED or UNKNOWN, by the provider `name`, with what the other side said; SENDING: no answer
+        yet.
+        """
+        OPERATION: ExplainDeliveryResponse.Step.Kind.ValueType  # 9
+        """REPLAYED or DISCARDED by hand, by `name`."""
+        END: ExplainDeliveryResponse.Step.Kind.ValueType  # 10
+        """DELIVERED, PARKED, DISCARDED or CANCELLED, for the end_reason in `name`."""
+        OUTLOOK: ExplainDeliveryResponse.Step.Kind.ValueType  # 11
+        """Of what is pending. DUE: it is sent as soon as there is room. RETRY: at `time`. WAITS_FOR_EARLIER: `name` is the
+        delivery. QUIET_HOURS: until `time`. SUPPRESSED, SWITCHED_OFF: it will be cancelled. PAUSED: who would be asked
+        is away. DISABLED: the endpoint is.
+        """
+
+        KIND_FIELD_NUMBER: _builtins.int
+        VERDICT_FIELD_NUMBER: _builtins.int
+        TIME_FIELD_NUMBER: _builtins.int
+        DETAIL_FIELD_NUMBER: _builtins.int
+        NAME_FIELD_NUMBER: _builtins.int
+        CODE_FIELD_NUMBER: _builtins.int
+        NOTIFICATION_ID_FIELD_NUMBER: _builtins.int
+        DELIVERY_ID_FIELD_NUMBER: _builtins.int
+        CHANNEL_FIELD_NUMBER: _builtins.int
+        TARGET_FIELD_NUMBER: _builtins.int
+        kind: Global___ExplainDeliveryResponse.Step.Kind.ValueType
+        verdict: _builtins.str
+        """A word in capitals, stable; by kind, above."""
+        detail: _builtins.str
+        """For people."""
+        name: _builtins.str
+        code: _builtins.int
+        """Of an attempt: the SMTP or HTTP status; 0 if there was none."""
+        notification_id: _builtins.str
+        delivery_id: _builtins.str
+        channel: _builtins.str
+        target: _builtins.str
+        @_builtins.property
+        def time(self) -> _timestamp_pb2.Timestamp:
+            """When it was, or will be; unset where there is no such moment."""
+
+        def __init__(
+            self,
+            *,
+            kind: Global___ExplainDeliveryResponse.Step.Kind.ValueType = ...,
+            verdict: _builtins.str = ...,
+            time: _timestamp_pb2.Timestamp | None = ...,
+            detail: _builtins.str = ...,
+            name: _builtins.str = ...,
+            code: _builtins.int = ...,
+            notification_id: _builtins.str = ...,
+            delivery_id: _builtins.str = ...,
+            channel: _builtins.str = ...,
+            target: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "code", b"code", "delivery_id", b"delivery_id", "detail", b"detail", "kind", b"kind", "name", b"name", "notification_id", b"notification_id", "target", b"target", "time", b"time", "verdict", b"verdict"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainDeliveryResponse.Step]:
+        """In order: the event, its rules, and of each notification what was made of it, then each delivery from its beginning
+        to its end.
+        """
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___ExplainDeliveryResponse.Step] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainDeliveryResponse: _TypeAlias = ExplainDeliveryResponse  # noqa: Y015
+
+@_typing.final
 class ListNotificationsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -64,6 +64,11 @@ class NotificationServiceStub:
                 request_serializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.DiscardDeliveriesRequest.SerializeToString,
                 response_deserializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.DiscardDeliveriesResponse.FromString,
                 _registered_method=True)
+        self.ExplainDelivery = channel.unary_unary(
+                '/tidings.notifications.v1.NotificationService/ExplainDelivery',
+                request_serializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.ExplainDeliveryRequest.SerializeToString,
+                response_deserializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.ExplainDeliveryResponse.FromString,
+                _registered_method=True)
 
 
 class NotificationServiceServicer:
@@ -113,6 +118,14 @@ class NotificationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainDelivery(self, request, context):
+        """Says all that decided what became of an event, or of one notification, for its user: every rule, preference and
+        window, every attempt with its answer, and what is to come. An event that made nothing is explained as well.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NotificationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +158,11 @@ def add_NotificationServiceServicer_to_server(servicer, server):
                     servicer.DiscardDeliveries,
                     request_deserializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.DiscardDeliveriesRequest.FromString,
                     response_serializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.DiscardDeliveriesResponse.SerializeToString,
+            ),
+            'ExplainDelivery': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainDelivery,
+                    request_deserializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.ExplainDeliveryRequest.FromString,
+                    response_serializer=tidings_dot_notifications_dot_v1_dot_notifications__pb2.ExplainDeliveryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -309,6 +327,33 @@ class NotificationService:
             '/tidings.notifications.v1.NotificationService/DiscardDeliveries',
             tidings_dot_notifications_dot_v1_dot_notifications__pb2.DiscardDeliveriesRequest.SerializeToString,
             tidings_dot_notifications_dot_v1_dot_notifications__pb2.DiscardDeliveriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainDelivery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidings.notifications.v1.NotificationService/ExplainDelivery',
+            tidings_dot_notifications_dot_v1_dot_notifications__pb2.ExplainDeliveryRequest.SerializeToString,
+            tidings_dot_notifications_dot_v1_dot_notifications__pb2.ExplainDeliveryResponse.FromString,
             options,
             channel_credentials,
             insecure,

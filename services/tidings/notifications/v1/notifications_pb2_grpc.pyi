@@ -46,6 +46,10 @@ class NotificationServiceStub:
     """
     DiscardDeliveries: _grpc.UnaryUnaryMultiCallable[_notifications_pb2.DiscardDeliveriesRequest, _notifications_pb2.DiscardDeliveriesResponse]
     """Ends parked deliveries that are not to be tried again. Repeated, it does as ReplayDeliveries does."""
+    ExplainDelivery: _grpc.UnaryUnaryMultiCallable[_notifications_pb2.ExplainDeliveryRequest, _notifications_pb2.ExplainDeliveryResponse]
+    """Says all that decided what became of an event, or of one notification, for its user: every rule, preference and
+    window, every attempt with its answer, and what is to come. An event that made nothing is explained as well.
+    """
 
 @_typing.type_check_only
 class NotificationServiceAsyncStub(NotificationServiceStub):
@@ -65,6 +69,10 @@ class NotificationServiceAsyncStub(NotificationServiceStub):
     """
     DiscardDeliveries: _aio.UnaryUnaryMultiCallable[_notifications_pb2.DiscardDeliveriesRequest, _notifications_pb2.DiscardDeliveriesResponse]  # type: ignore[assignment]
     """Ends parked deliveries that are not to be tried again. Repeated, it does as ReplayDeliveries does."""
+    ExplainDelivery: _aio.UnaryUnaryMultiCallable[_notifications_pb2.ExplainDeliveryRequest, _notifications_pb2.ExplainDeliveryResponse]  # type: ignore[assignment]
+    """Says all that decided what became of an event, or of one notification, for its user: every rule, preference and
+    window, every attempt with its answer, and what is to come. An event that made nothing is explained as well.
+    """
 
 class NotificationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -117,5 +125,15 @@ class NotificationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_notifications_pb2.DiscardDeliveriesResponse, _abc.Awaitable[_notifications_pb2.DiscardDeliveriesResponse]]:
         """Ends parked deliveries that are not to be tried again. Repeated, it does as ReplayDeliveries does."""
+
+    @_abc_1.abstractmethod
+    def ExplainDelivery(
+        self,
+        request: _notifications_pb2.ExplainDeliveryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_notifications_pb2.ExplainDeliveryResponse, _abc.Awaitable[_notifications_pb2.ExplainDeliveryResponse]]:
+        """Says all that decided what became of an event, or of one notification, for its user: every rule, preference and
+        window, every attempt with its answer, and what is to come. An event that made nothing is explained as well.
+        """
 
 def add_NotificationServiceServicer_to_server(servicer: NotificationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -164,6 +164,7 @@ class PreviewTemplateRequest(_message.Message):
           `user` and `previous`: objects with fields of a user, as a template sees them; `previous` may be null
           `event`: an object with any of type, time, position, changed_fields, actor
           `recipient`: "current" or "previous"
+          `unsubscribe_url`: a text, empty unless given
         Times are texts as in proto3 JSON, 2026-01-31T12:00:00Z.
         """
 

@@ -1,0 +1,105 @@
+"""ExplainDelivery: gathers what is known of an event, or of a notification, and has it explained."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import grpc.aio
+
+from notification_service import errors, event_search, explain
+from notification_service.api import requests
+from notification_service.categories import Categories
+from notification_service.event_search import Found
+from notification_service.explain import Facts
+from notification_service.rules import Rule
+from notification_service.store import outlook, reads
+from servicekit.database import Pool
+from servicekit.errors import Violation, invalid
+from tidings.client import shard_of
+from tidings.notifications.v1 import notifications_pb2
+
+_SEARCH_TIMEOUT = 5.0
+_MOST = 1000
+_END = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Explainer:
+    """Explains what this replica finds in the database, by its files. `away` and `disabled` as explain.Facts has it."""
+
+    pool: Pool
+    users: grpc.aio.Channel
+    rules: Sequence[Rule]
+    categories: Categories
+    away: Callable[[str, str], str]
+    disabled: Callable[[], Collection[str]]
+
+    async def explain(
+        self, request: notifications_pb2.ExplainDeliveryRequest
+    ) -> notifications_pb2.ExplainDeliveryResponse:
+        """Answers a request. Raises UNKNOWN_NOTIFICATION for a notification that is not there, or not this user's."""
+        field, subject, user_id = _asked(request)
+        filters = {"event_id" if field == "event_id" else "id": subject}
+        async with requests.connection(self.pool) as connection:
+            notifications = await reads.list_notifications(connection, filters, _END, _MOST)
+        notifications = [one for one in notifications if user_id is None or one.user_id == str(user_id)][::-1]
+        if field == "notification_id":
+            if not notifications:
+                raise errors.unknown_subject(field, subject, request.user_id)
+            user_id = uuid.UUID(notifications[0].user_id)
+        if user_id is None:  # an event without a user is refused before
+            raise RuntimeError("nobody to explain it for")
+        event_id = uuid.UUID(notifications[0].event_id) if notifications else subject
+        found = await event_search.find(self.users, user_id, event_id, timeout=_SEARCH_TIMEOUT)
+        return await self._explained(notifications, user_id, found, whole=field == "event_id")
+
+    async def _explained(
+        self, notifications: list[notifications_pb2.Notification], user_id: uuid.UUID, found: Found, *, whole: bool
+    ) -> notifications_pb2.ExplainDeliveryResponse:
+        ids = [uuid.UUID(one.id) for one in notifications]
+        deliveries = []
+        async with requests.connection(self.pool) as connection:
+            for identity in ids:
+                listed = await reads.list_deliveries(connection, {"notification_id": identity}, _END, _MOST)
+                deliveries += [one.delivery for one in listed[::-1]]
+            circumstances = await outlook.find(connection, ids) if ids else {}
+            inbox = await reads.inbox_state(connection)
+        shards = {one.index: one.position for one in inbox.shards}
+        facts = Facts(
+            found=found,
+            processed=shards.get(shard_of(str(user_id), len(shards)), inbox.position) if shards else inbox.position,
+            rules=self.rules,
+            categories=self.categories,
+            notifications=notifications,
+            deliveries=deliveries,
+            circumstances=circumstances,
+            away=self.away,
+            disabled=self.disabled(),
+            now=datetime.now(UTC),
+            whole=whole,
+        )
+        return notifications_pb2.ExplainDeliveryResponse(steps=explain.steps(facts))
+
+
+def _asked(request: notifications_pb2.ExplainDeliveryRequest) -> tuple[str, uuid.UUID, uuid.UUID | None]:
+    """What is asked about: the field that names it, its id, and the user's."""
+    field = request.WhichOneof("subject")
+    if field is None:
+        raise invalid(Violation("subject", "is required: event_id or notification_id"))
+    violations, ids = [], {}
+    for name in (field, "user_id"):
+        text = getattr(request, name)
+        if not text and name == "user_id":
+            if field == "event_id":
+                violations.append(Violation("user_id", "is required with event_id"))
+            continue
+        try:
+            ids[name] = uuid.UUID(text)
+        except ValueError:
+            violations.append(Violation(name, "must be a UUID"))
+    if violations:
+        raise invalid(*violations)
+    return field, ids[field], ids.get("user_id")

@@ -466,7 +466,7 @@ class ExplainDeliveryResponse(_message.Message):
             """MADE, as `detail` says."""
             CHANNEL: ExplainDeliveryResponse.Step._Kind.ValueType  # 5
             """A channel that carries no delivery: NO_TARGET: there is nobody to send it to. NOT_COMPOSED: its words could not
-            be made. In-app: SHOWN, and SEEN, READ, ARCHIVED by the user.
+            be made. GATHERED: its mail goes out with others, by the digest `name`, which knows what became of it. In-app: SHOWN, and SEEN, READ, ARCHIVED by the user.
             """
             PREFERENCE: ExplainDeliveryResponse.Step._Kind.ValueType  # 6
             """What the user wants, or what holds because they said nothing: ON or OFF, as it applies now; `name` is why:
@@ -505,7 +505,7 @@ class ExplainDeliveryResponse(_message.Message):
         """MADE, as `detail` says."""
         CHANNEL: ExplainDeliveryResponse.Step.Kind.ValueType  # 5
         """A channel that carries no delivery: NO_TARGET: there is nobody to send it to. NOT_COMPOSED: its words could not
-        be made. In-app: SHOWN, and SEEN, READ, ARCHIVED by the user.
+        be made. GATHERED: its mail goes out with others, by the digest `name`, which knows what became of it. In-app: SHOWN, and SEEN, READ, ARCHIVED by the user.
         """
         PREFERENCE: ExplainDeliveryResponse.Step.Kind.ValueType  # 6
         """What the user wants, or what holds because they said nothing: ON or OFF, as it applies now; `name` is why:

@@ -8,7 +8,6 @@ kill, make one mail of it, whichever is first.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
 from collections.abc import Callable, Sequence
 
@@ -44,18 +43,14 @@ class Digester:
         self._closed = closed
         self._lease = lease
         self._poll_interval = poll_interval
-        self._hint = asyncio.Event()
-
-    def hint(self) -> None:
-        """A digest may be due."""
-        self._hint.set()
+        # One at a time: connections are for the inbox in the first place.
+        self._flushing = asyncio.Lock()
 
     async def run(self) -> None:
         """Closes what is due."""
         pause = 0.05
         while True:
             tasks.beat()
-            self._hint.clear()
             try:
                 taken = await self.close_due()
                 pause = 0.05
@@ -64,11 +59,8 @@ class Digester:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
                 continue
-            if taken == _MOST:
-                continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_interval):
-                    await self._hint.wait()
+            if taken < _MOST:
+                await asyncio.sleep(self._poll_interval)
 
     async def close_due(self) -> int:
         """Closes some that are due; how many were taken. Raises what the database says."""
@@ -79,9 +71,10 @@ class Digester:
 
     async def flush(self, identity: uuid.UUID) -> None:
         """Closes a digest now, unless it is not open or somebody is about to. Raises what the database says."""
-        async with self._pool.connection() as connection:
-            taken = await digests.flush(connection, identity, self._lease)
-        await self._close([taken] if taken else [])
+        async with self._flushing:
+            async with self._pool.connection() as connection:
+                taken = await digests.flush(connection, identity, self._lease)
+            await self._close([taken] if taken else [])
 
     async def _close(self, taken: Sequence[Window]) -> None:
         if not taken:

@@ -76,9 +76,7 @@ def upgrade() -> None:
         sa.Column("view", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("digest_id", "number", name="digest_items_pkey"),
         sa.UniqueConstraint("notification_id", "digest_id", name="digest_items_notification_id_digest_id_key"),
-        sa.ForeignKeyConstraint(
-            ["digest_id"], ["digests.id"], name="digest_items_digest_id_fkey", ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["digest_id"], ["digests.id"], name="digest_items_digest_id_fkey", ondelete="CASCADE"),
         if_not_exists=True,
     )
     online.create_index(

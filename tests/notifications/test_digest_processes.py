@@ -8,7 +8,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from tests.harness import Databases, MailCatcher, ServiceProcess, Services, until
+from tests.harness import Databases, MailCatcher, ServiceProcess, Services, scrape, until
 from tests.notifications.conftest import write
 from tests.notifications.digesting import RULES
 from tests.users.calls import create, stub_of
@@ -51,11 +51,15 @@ async def test_kills_lose_no_item_and_double_none(
     users = await services.users(await databases.users()).start()
     database = await databases.notifications()
     # Whoever dies while it closes or sends is stood in for soon.
-    settings = {"send_timeout": 0.5, "lease": 1.0, "shard_lease": 1.0, "poll_interval": 0.2, **files(tmp_path)}
-    replicas = [services.notifications(database, users, mail_catcher, shards=2, **settings) for _ in range(2)]
+    settings = files(tmp_path) | {"shards": 2, "metrics_address": "127.0.0.1:0"}
+    settings |= {"send_timeout": 0.5, "lease": 1.0, "shard_lease": 1.0, "poll_interval": 0.2}
+    replicas = [services.notifications(database, users, mail_catcher, **settings) for _ in range(2)]
     await asyncio.gather(*(one.start() for one in replicas))
     stub = stub_of(users)
     made = [await stub.CreateUser(create()) for _ in range(_USERS)]
+
+    async def gathered() -> float:
+        return sum([(await scrape(one)).value("tidings_digests_items_total") for one in replicas])
 
     async def change(user: users_pb2.User) -> None:
         for number in range(_CHANGES):
@@ -63,6 +67,14 @@ async def test_kills_lose_no_item_and_double_none(
             mask = {"paths": ["display_name"]}
             await stub.UpdateUser(users_pb2.UpdateUserRequest(user=changed, update_mask=mask))
             await asyncio.sleep(0.02)
+
+    await stub.UpdateUser(
+        users_pb2.UpdateUserRequest(
+            user=users_pb2.User(id=made[0].id, display_name="First"), update_mask={"paths": ["display_name"]}
+        )
+    )
+    await until(gathered)
+    assert await gathered() == 1
 
     changing = asyncio.gather(*(change(user) for user in made))
     for replica in replicas:
@@ -74,7 +86,7 @@ async def test_kills_lose_no_item_and_double_none(
 
     async def is_gathered() -> bool:
         [[count]] = await database.fetch("SELECT count(*) FROM digest_items")
-        return count == _USERS * _CHANGES
+        return count == _USERS * _CHANGES + 1
 
     await until(is_gathered)
 
@@ -87,5 +99,6 @@ async def test_kills_lose_no_item_and_double_none(
     mails = {one.message_id: one for one in mail_catcher.messages()}
     assert len(mails) == len(await deliveries(replicas[0]))
     told = Counter(item for one in mails.values() for item in re.findall(r"\[(\S+ \d+)\]", str(one.message["Subject"])))
-    assert told == Counter(f"{user.username} {2 + number}" for user in made for number in range(_CHANGES))
+    wanted = Counter(f"{user.username} {2 + number}" for user in made for number in range(_CHANGES))
+    assert told == wanted + Counter([f"{made[0].username} {2 + _CHANGES}"])
     assert max(str(one.message["Subject"]).count("[") for one in mails.values()) == 3

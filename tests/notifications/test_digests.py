@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
-from notification_service import categories, domain, gate
+from notification_service import categories, domain, gate, metrics
 from notification_service.gate import Candidate, Defer, Send
 from notification_service.store import digests as store
 from notification_service.store import leases, reads
@@ -246,6 +248,14 @@ async def test_the_mail_of_a_digest_passes_the_gate(site: Site, events: Events) 
     assert gate.decide(candidate, categories.load(None), verdict.until) == Send()
 
 
+async def test_the_link_is_the_digest_s_and_is_not_gathered(site: Site, events: Events) -> None:
+    site.composer = replace(site.composer, unsubscribe=lambda _, category, address: f"https://t/{category}/{address}")
+    await site.store(renamed(events, events.user("ada")))
+    await site.close_all()
+    assert [one.unsubscribe_url for one in (await site.mails()).values()] == ["https://t/social/ada@example.com"]
+    assert await site.all("SELECT view->>'unsubscribe_url' FROM digest_items") == [("",)]
+
+
 async def test_a_digest_that_was_taken_by_one_that_died_is_taken_again(site: Site, events: Events) -> None:
     await site.store(renamed(events, events.user("ada")))
     await site.pass_time(timedelta(hours=1))
@@ -287,3 +297,16 @@ async def test_how_digests_stand(site: Site, events: Events) -> None:
     opened, overdue = await store.standing(site.connection)
     assert opened == 2
     assert 3600 <= overdue < 7200
+    metrics.Digests().found(opened, overdue)
+    assert [list(one.read()) for one in (metrics.DIGESTS_OPEN, metrics.DIGESTS_OVERDUE)] == [[((), 2)], [((), overdue)]]
+
+
+async def test_the_local_time_of_each_user_is_kept(site: Site, events: Events, tmp_path: Path) -> None:
+    site.composer = compose_of(tmp_path, RULES.replace('window = "1h"', 'at = "08:00"'))
+    zones = ["", "America/St_Johns", "Asia/Kathmandu", "Europe/Berlin", "Pacific/Kiritimati"]
+    await site.store(*(renamed(events, events.user(f"user{n}", time_zone=zone)) for n, zone in enumerate(zones)))
+    for one, zone in zip(await site.digests(), reversed(zones), strict=True):
+        opened, closed = (time.ToDatetime(tzinfo=UTC) for time in (one.open_time, one.close_time))
+        assert one.time_zone == zone
+        assert opened < closed <= opened + timedelta(hours=25)
+        assert f"{closed.astimezone(ZoneInfo(zone or 'UTC')):%H:%M:%S.%f}" == "08:00:00.000000"

@@ -21,6 +21,7 @@ from notification_service.api.explanations import Explainer
 from notification_service.api.in_app import InAppService
 from notification_service.api.notifications import NotificationService
 from notification_service.api.preferences import PreferenceService
+from notification_service.api.sends import SendService
 from notification_service.api.templates import TemplateService
 from notification_service.categories import Categories
 from notification_service.compose import Composer, no_link
@@ -32,10 +33,13 @@ from notification_service.follower import STORING_SESSION, Source
 from notification_service.inbox import Inbox
 from notification_service.lanes import Sending
 from notification_service.links import Links
+from notification_service.recipients import Recipients
+from notification_service.recipients import Source as RecipientsSource
 from notification_service.registry import Endpoints
+from notification_service.sender import Sender
 from notification_service.settings import NotificationServiceSettings
 from notification_service.store import digests as digest_store
-from notification_service.store import reads
+from notification_service.store import reads, sends
 from notification_service.subscriber import LONGEST_PAUSE, Subscriber
 from notification_service.tables import SCHEMA_REVISION
 from notification_service.tail import Tail
@@ -63,6 +67,8 @@ from tidings.notifications.v1 import (
     notifications_pb2_grpc,
     preferences_pb2,
     preferences_pb2_grpc,
+    sends_pb2,
+    sends_pb2_grpc,
     templates_pb2,
     templates_pb2_grpc,
 )
@@ -80,15 +86,20 @@ _SERVICES = tuple(
         (endpoints_pb2.DESCRIPTOR, "EndpointService"),
         (templates_pb2.DESCRIPTOR, "TemplateService"),
         (preferences_pb2.DESCRIPTOR, "PreferenceService"),
+        (sends_pb2.DESCRIPTOR, "SendService"),
         (digests_pb2.DESCRIPTOR, "DigestService"),
     )
 )
 
 # Shards take turns: the inbox's row is locked by one transaction at a time.
 _INBOX_CONNECTIONS = 4
+# The copy of the users, its lease, the sender, and one to spare.
+_SEND_CONNECTIONS = 4
 # One lease per lane, the recorder, and one to spare.
 _DISPATCH_CONNECTIONS = 4
 _GET_FEED_TIMEOUT = 5.0
+# Users that the copy of them takes at a time.
+_COPIED = 500
 _ASK = 10.0  # seconds between looks at the database for the metrics
 # A process that is paused must not hold up who changes parked deliveries elsewhere.
 _QUERY_SESSION: dict[str, str | int] = {"statement_timeout": "10s", "idle_in_transaction_session_timeout": "5s"}
@@ -141,6 +152,7 @@ async def serve(settings: NotificationServiceSettings, files: Files) -> int:
     storing = database.pool(url, f"{NAME}-inbox", size=_INBOX_CONNECTIONS, **STORING_SESSION)
     queries = database.pool(url, f"{NAME}-queries", size=settings.query_connections, **_QUERY_SESSION)
     dispatch = database.pool(url, f"{NAME}-dispatch", size=_DISPATCH_CONNECTIONS, statement_timeout="10s")
+    sending = database.pool(url, f"{NAME}-sends", size=_SEND_CONNECTIONS, **STORING_SESSION)
     default_sender = settings.mail_from == NotificationServiceSettings.model_fields["mail_from"].default
     notes = (*entrance.notes, *(["default-sender"] if default_sender else []))
     health = Health((one.full_name for one in _SERVICES), SCHEMA_REVISION, notes)
@@ -150,9 +162,9 @@ async def serve(settings: NotificationServiceSettings, files: Files) -> int:
         if not await door.unless_stopped(schema.wait(url, NAME, SCHEMA_REVISION, tell=health.wait_for)):
             return 0
         with telemetry.tracing(NAME), process.measuring(NAME, settings.metrics_address, metrics.INSTRUMENTS):
-            async with storing, queries, dispatch, users:
+            async with storing, queries, dispatch, sending, users:
                 served = _unsubscribing(settings, files, pages, queries)
-                return await _serve(settings, door, files, storing, queries, dispatch, users, served)
+                return await _serve(settings, door, files, storing, queries, dispatch, sending, users, served)
 
 
 def _unsubscribing(
@@ -165,7 +177,7 @@ def _unsubscribing(
     from notification_service import web
     from notification_service.unsubscribe import Switches
 
-    application = web.application(files.links, Switches(queries, files.categories))
+    application = web.application(files.links, Switches(queries, files.categories), settings.mail_from)
     return web.Server(application, pages, grace=settings.drain_time)
 
 
@@ -208,6 +220,7 @@ async def _serve(
     storing: Pool,
     queries: Pool,
     dispatch: Pool,
+    sending: Pool,
     users: grpc.aio.Channel,
     pages: web.Server | None,
 ) -> int:
@@ -251,10 +264,21 @@ async def _serve(
         )
         return aiter(feed)
 
-    async def log_id() -> uuid.UUID:
+    async def head() -> tuple[uuid.UUID, int]:
         stub: users_pb2_grpc.UserServiceAsyncStub = users_pb2_grpc.UserServiceStub(users)
         feed = await stub.GetFeed(users_pb2.GetFeedRequest(), timeout=_GET_FEED_TIMEOUT)
-        return uuid.UUID(feed.log_id)
+        return uuid.UUID(feed.log_id), feed.head_position
+
+    async def log_id() -> uuid.UUID:
+        return (await head())[0]
+
+    def open_snapshot(cursor: CursorStore) -> AsyncGenerator[Batch, None]:
+        interval = settings.feed_bookmark_interval
+        return aiter(
+            UserFeed(
+                users, cursor=cursor, start="snapshot", bookmark_interval=interval, max_batch=_COPIED, progress=True
+            )
+        )
 
     subscriber = Subscriber(
         settings.database_url.get_secret_value(),
@@ -268,6 +292,15 @@ async def _serve(
     explainer = Explainer(
         queries, users, composer.rules, files.categories, dispatcher.away, lambda: frozenset(known.paused_targets())
     )
+    sender = Sender(
+        sending,
+        composer.templates,
+        composer.writers,
+        stored,
+        turn=settings.shard_lease,
+        poll_interval=settings.poll_interval,
+    )
+    recipients = Recipients(sending, RecipientsSource(open_snapshot, log_id), sender.wake, lease=settings.shard_lease)
     digester = Digester(storing, composer, stored, lease=settings.lease, poll_interval=settings.poll_interval)
     rpc.add_tools(door, *_SERVICES)
     for add, servicer in (
@@ -290,6 +323,7 @@ async def _serve(
             ),
         ),
         (preferences_pb2_grpc.add_PreferenceServiceServicer_to_server, PreferenceService(queries, files.categories)),
+        (sends_pb2_grpc.add_SendServiceServicer_to_server, SendService(queries, composer, head, sender.wake)),
         (digests_pb2_grpc.add_DigestServiceServicer_to_server, DigestService(queries, digester.flush)),
     ):
         guard.add(door.server, door.entrance.source, add, servicer)
@@ -305,7 +339,9 @@ async def _serve(
         return "; ".join(filter(None, (problem, subscriber.refused)))
 
     async def drain() -> None:
+        sender.drain()
         await asyncio.gather(
+            recipients.drain(),
             streams.drain(settings.drain_time),
             subscriber.drain(settings.drain_time),
             dispatcher.drain(settings.drain_time),
@@ -320,6 +356,8 @@ async def _serve(
         (knowing(dispatcher.tidy), "tidier", settings.lease / 2),
         (tail.run(), "tail", settings.poll_interval),
         (known.run(settings.poll_interval), "endpoints", settings.poll_interval),
+        (recipients.run(), "recipients", LONGEST_PAUSE),
+        (knowing(sender.run), "sender", settings.poll_interval),
         (digester.run(), "digester", settings.poll_interval),
         (template_reload.follow(composer.templates, composer.needs), "templates", template_reload.INTERVAL),
     ):
@@ -328,7 +366,7 @@ async def _serve(
         background.start(files.links.keys.follow(), files.links.keys.name)
         background.start(pages.run(), "pages")
     if process.seen():
-        process.read_pools(queries, dispatch, storing)
+        process.read_pools(queries, dispatch, storing, sending)
         metrics.TEMPLATES_REFUSED.read_one(lambda: len(composer.templates.refused.splitlines()))
         background.start(_measure(queries), "metrics")
     return await rpc.serve(door, background, not_ready=not_ready, drain=drain, grace=settings.grace)
@@ -336,11 +374,12 @@ async def _serve(
 
 async def _measure(pool: Pool) -> None:
     """A background loop: asks the database for what it alone knows."""
-    deliveries, digests = metrics.Deliveries(), metrics.Digests()
+    deliveries, sending, digests = metrics.Deliveries(), metrics.Sends(), metrics.Digests()
 
     async def look() -> None:
         async with pool.connection() as connection:
             deliveries.found(await reads.standing(connection), await reads.position(connection))
+            sending.found(await sends.standing(connection))
             digests.found(*await digest_store.standing(connection))
 
     await process.refresh(look, _ASK)

@@ -6,13 +6,15 @@ Ids are derived, not drawn: whoever processes an event again makes the same ids,
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tidings.notifications.v1 import digests_pb2, in_app_pb2, notifications_pb2
+from tidings.notifications.v1 import digests_pb2, in_app_pb2, notifications_pb2, sends_pb2
 
 EMAIL = "email"
 IN_APP = "in_app"
@@ -29,6 +31,7 @@ EXPIRED = "EXPIRED"
 TARGET_GONE = "TARGET_GONE"
 DISCARDED_BY_HAND = "DISCARDED_BY_HAND"
 USER_DELETED = "USER_DELETED"
+SEND_CANCELLED = "SEND_CANCELLED"
 
 
 class State(IntEnum):
@@ -120,10 +123,64 @@ class Notification:
     template_version: str = ""
     time_zone: str = ""
     locale: str = ""
+    # Of one that a caller sent; then its event's id is its own.
+    send_id: uuid.UUID | None = None
     # Mails that are gathered, and the digest that they go into, of several the first; or the digest that it is the mail
     # of.
     items: tuple[Item, ...] = ()
     digest_id: uuid.UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A living user as this service's own copy has it."""
+
+    user_id: uuid.UUID
+    version: int
+    username: str
+    email: str
+    display_name: str
+    locale: str
+    time_zone: str
+    labels: Mapping[str, str]
+    create_time: datetime | None
+    update_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a caller asked to be sent, in the hands of who makes its notifications."""
+
+    id: uuid.UUID
+    epoch: int
+    template: str
+    category: str
+    channels: Sequence[str]
+    params: Mapping[str, Any]
+    # To whom: ids in their order or, where these are None, whoever the filter matches.
+    user_ids: Sequence[uuid.UUID] | None
+    filter: Mapping[str, Any] | None
+    # When it was due.
+    due_time: datetime
+    actor: str
+    trace_parent: str
+    trace_state: str
+    # Everybody up to this user is passed; None is nobody.
+    passed: uuid.UUID | None
+    # How many unknown ids were met so far.
+    unknown: int
+    # The position of the user feed as of which the copy of the users was, at least, when the turn began.
+    as_of: int
+
+
+class SendState(IntEnum):
+    """Send.State, as stored."""
+
+    SCHEDULED = sends_pb2.Send.SCHEDULED
+    SENDING = sends_pb2.Send.SENDING
+    SENT = sends_pb2.Send.SENT
+    CANCELLED = sends_pb2.Send.CANCELLED
+    FAILED = sends_pb2.Send.FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +258,11 @@ class Ended:
 def notification_id(event_id: uuid.UUID, rule: str) -> uuid.UUID:
     """The id of what a rule makes of an event."""
     return uuid.uuid5(event_id, rule)
+
+
+def sent_id(send_id: uuid.UUID, user_id: uuid.UUID) -> uuid.UUID:
+    """The id of the notification that a send makes for a user."""
+    return uuid.uuid5(send_id, str(user_id))
 
 
 def delivery_id(notification: uuid.UUID, channel: str, target: str) -> uuid.UUID:

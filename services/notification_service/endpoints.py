@@ -21,7 +21,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from yarl import URL
 
 from notification_service.destinations import BAD_SECRET, Destination, Secret, id_of_file, is_secret
-from notification_service.rules import EVENT_TYPES
+from notification_service.rules import HEARD
 from servicekit import configfile
 
 
@@ -32,7 +32,7 @@ class Endpoint(configfile.Entry):
     url: str
     secret: SecretStr | None = None
     secret_env: str | None = None
-    events: frozenset[str] = frozenset(EVENT_TYPES)
+    events: frozenset[str] = frozenset(HEARD)
     categories: frozenset[str] = frozenset()
 
     @field_validator("url")
@@ -49,9 +49,9 @@ class Endpoint(configfile.Entry):
     @field_validator("events")
     @classmethod
     def _known_types(cls, types: frozenset[str]) -> frozenset[str]:
-        unknown = sorted(types - EVENT_TYPES.keys())
+        unknown = sorted(types - set(HEARD))
         if unknown:
-            raise ValueError(f"{', '.join(unknown)}: not an event type, these are: {', '.join(EVENT_TYPES)}")
+            raise ValueError(f"{', '.join(unknown)}: not an event type, these are: {', '.join(HEARD)}")
         return types
 
     @model_validator(mode="after")

@@ -204,6 +204,11 @@ def not_suppressed(channel: str, target: str) -> NotFoundError:
     )
 
 
+def unknown_send(identity: str) -> NotFoundError:
+    """A send that does not exist."""
+    return NotFoundError(f"id: no send {identity}", reason="UNKNOWN_SEND", metadata={"field": "id", "id": identity})
+
+
 def unknown_digest(identity: str) -> NotFoundError:
     """A digest that does not exist."""
     return NotFoundError(f"id: no digest {identity}", reason="UNKNOWN_DIGEST", metadata={"field": "id", "id": identity})

@@ -97,8 +97,8 @@ class Inbox:
             since=None,
         )
         gone = (one for one in batch.events if one.type == users_pb2.UserEvent.DELETED and _is_news(one, cursor.floors))
-        deleted = {uuid.UUID(one.user.id): one.position for one in gone}
-        made = await self._gather(connection, new, deleted)
+        deleted = {uuid.UUID(one.user.id): feed.Deletion(one.position, one.user.version) for one in gone}
+        made = await self._gather(connection, new, {user: one.position for user, one in deleted.items()})
         time = batch.events[-1].commit_time.ToDatetime(tzinfo=UTC) if batch.events else None
         head = max(batch.head_position, batch.position)
         stored = await feed.write_inbox(

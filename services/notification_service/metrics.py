@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from notification_service.domain import EMAIL, WEBHOOK, Hold, Result
@@ -101,6 +101,19 @@ UNSUBSCRIBES = Counter(
     "tidings.unsubscribe.kind",
     "tidings.outcome",
 )
+RECIPIENTS_LAG = Gauge(
+    "tidings.recipients.lag.events",
+    "{event}",
+    "Positions between the user feed's head, as it was last told, and what this service's own copy of the users has. "
+    "Of the replica that keeps the copy.",
+)
+SENDS = Gauge("tidings.sends", "{send}", "Sends by state, as of 10 s ago at most.", "tidings.send.state")
+SEND_RECIPIENTS = Counter(
+    "tidings.send.recipients",
+    "{recipient}",
+    "Recipients of sends that were passed: `made` a notification, or skipped, by why.",
+    "tidings.outcome",
+)
 DIGESTS_OPEN = Gauge("tidings.digests.open", "{digest}", "Digests whose window is open, as of 10 s ago at most.")
 DIGEST_ITEMS = Counter("tidings.digests.items", "{item}", "Mails that were gathered by digests.")
 DIGESTS_OVERDUE = Gauge(
@@ -127,6 +140,9 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     ENDPOINTS_GONE,
     TEMPLATES_REFUSED,
     UNSUBSCRIBES,
+    RECIPIENTS_LAG,
+    SENDS,
+    SEND_RECIPIENTS,
     DIGESTS_OPEN,
     DIGEST_ITEMS,
     DIGESTS_OVERDUE,
@@ -282,6 +298,48 @@ class Deliveries:
                 found[channel] = (pending, parked, None if age is None else now - age)
         self._found = found
         _inbox.position = position
+
+
+class _Recipients:
+    """How far the copy of the users is, if this process keeps it."""
+
+    def __init__(self) -> None:
+        self.lag: int | None = None
+
+
+_recipients = _Recipients()
+RECIPIENTS_LAG.read_one(lambda: _recipients.lag)
+
+
+def recipients_at(position: int | None, head: int) -> None:
+    """The copy of the users, kept here, is as of a position; None if it is not whole yet."""
+    _recipients.lag = max(head - (position or 0), 0)
+
+
+def recipients_left() -> None:
+    """This process does not keep the copy of the users any more."""
+    _recipients.lag = None
+
+
+def expanded(**outcomes: int) -> None:
+    """So many recipients of a send were passed, by what came of each."""
+    for outcome, count in outcomes.items():
+        SEND_RECIPIENTS.of(outcome).add(count)
+
+
+class Sends:
+    """How sends stand, as the database was last asked."""
+
+    def __init__(self) -> None:
+        self._found: Mapping[str, int] = {}
+        # From the start on: the first of its kind is a rise, too.
+        for outcome in ("made", "unknown", "deleted", "no_address", "not_composed"):
+            SEND_RECIPIENTS.of(outcome)
+        SENDS.read = lambda: [((state,), float(count)) for state, count in self._found.items()]
+
+    def found(self, standing: Mapping[str, int]) -> None:
+        """Takes how many there are by state."""
+        self._found = standing
 
 
 class Digests:

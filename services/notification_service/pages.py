@@ -30,7 +30,7 @@ CONTENT_SECURITY_POLICY = (
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What is said in one language; `{}` is the category."""
+    """What is said in one language; `{}` is the category, of the title who sends the mail."""
 
     language: str
     title: str
@@ -53,7 +53,7 @@ class Words:
 
 _ENGLISH = Words(
     language="en",
-    title="Mail to you",
+    title="Mail from {}",
     category_is_on="Mail of the kind “{}” is switched on.",
     category_is_off="Mail of the kind “{}” is switched off.",
     category_is_mandatory="Mail of the kind “{}” cannot be switched off.",
@@ -72,7 +72,7 @@ _ENGLISH = Words(
 )
 _GERMAN = Words(
     language="de",
-    title="Nachrichten an Sie",
+    title="Nachrichten von {}",
     category_is_on="Nachrichten der Art „{}“ sind eingeschaltet.",
     category_is_off="Nachrichten der Art „{}“ sind abbestellt.",
     category_is_mandatory="Nachrichten der Art „{}“ lassen sich nicht abbestellen.",
@@ -121,8 +121,8 @@ class _Page:
     actions: Sequence[_Action] = ()
 
 
-def standing(words: Words, found: Standing) -> str:
-    """How things are, and what may be done."""
+def standing(words: Words, found: Standing, sender: str) -> str:
+    """How things are, and what may be done; `sender` is the name that mails come from."""
     lines: list[str] = []
     actions: list[_Action] = []
     off, on = _Action(ALL_OFF, words.all_off, words.but_mandatory), _Action(ALL_ON, words.all_on)
@@ -142,7 +142,7 @@ def standing(words: Words, found: Standing) -> str:
         actions.append(_Action(CATEGORY_ON, words.category_on.format(named)))
     if found.has_address and not found.suppressed:
         actions.append(off)
-    return _rendered(words, _Page(words.title, lines, actions))
+    return _rendered(words, _Page(words.title.format(sender), lines, actions))
 
 
 def told(words: Words, what: tuple[str, str]) -> str:

@@ -24,6 +24,9 @@ from tidings.users.v1 import users_pb2
 DEFAULT_FILE = Path(__file__).with_name("default_rules.toml")
 
 EVENT_TYPES = {name: users_pb2.UserEvent.Type.Value(name) for name in ("CREATED", "UPDATED", "DELETED", "UNDELETED")}
+# What webhook endpoints may want to hear of: those, and what callers send.
+SENT = "SENT"
+HEARD = (*EVENT_TYPES, SENT)
 _USER_FIELDS = frozenset(users_pb2.User.DESCRIPTOR.fields_by_name)
 
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]

@@ -129,12 +129,20 @@ notifications = Table(
     Column("locale", Text, nullable=False, server_default=text("''")),
     # Of its user, as the event had it: quiet hours without a zone of their own count in it.
     Column("time_zone", Text, nullable=False, server_default=text("''")),
+    # Of one that was sent by a call: then its event's id is its own id, and its rule is empty.
+    Column("send_id", UUID(as_uuid=True)),
     # The digest that its mails went into, of several the first; or the digest that it is the mail of.
     Column("digest_id", UUID(as_uuid=True)),
     UniqueConstraint("position"),
     UniqueConstraint("event_id", "rule"),
     Index(None, "user_id", "position"),
     Index(None, "category", "position"),
+)
+Index(
+    "notifications_send_idx",
+    notifications.c.send_id,
+    notifications.c.position,
+    postgresql_where=notifications.c.send_id.is_not(None),
 )
 # The in-app inbox of each user: its lists, its counts, and what is still to be marked.
 _is_in_app = text("'in_app' = ANY (channels)")
@@ -350,6 +358,114 @@ delivery_decisions = Table(
     Column("detail", Text, nullable=False, server_default=text("''")),
     Column("time", DateTime(timezone=True), nullable=False),
 )
+
+# This service's own copy of the users: whom a send may go to.
+recipients = Table(
+    "recipients",
+    metadata,
+    Column("user_id", UUID(as_uuid=True), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    # Null of a user who is deleted, of whom nothing else is kept.
+    Column("username", Text),
+    Column("email", Text),
+    Column("display_name", Text),
+    Column("locale", Text),
+    Column("time_zone", Text),
+    Column("labels", JSONB),
+    Column("create_time", DateTime(timezone=True)),
+    Column("update_time", DateTime(timezone=True)),
+    Column("delete_time", DateTime(timezone=True)),
+    # The snapshot that has named the user last, or that was the newest one when a change did.
+    Column("snapshot", BigInteger, nullable=False, server_default=text("0")),
+)
+
+# At most one row, made by the service: how far the copy is, and which replica follows the user feed for it.
+recipients_feed = Table(
+    "recipients_feed",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False, server_default=text("1")),
+    # Of which log the copy is.
+    Column("log_id", UUID(as_uuid=True)),
+    Column("resume_token", Text),
+    # Everything up to here is in the copy; null before the first snapshot has ended.
+    Column("position", BigInteger),
+    # The feed's newest position, as last told.
+    Column("head_position", BigInteger, nullable=False, server_default=text("0")),
+    # The number of the newest snapshot that was begun, and of the first of this history of the log: rows of earlier
+    # ones are replaced whatever their version.
+    Column("snapshot", BigInteger, nullable=False, server_default=text("0")),
+    Column("history", BigInteger, nullable=False, server_default=text("0")),
+    # Whether the token stands inside of that snapshot.
+    Column("inside", Boolean, nullable=False, server_default=text("false")),
+    # Who may store: a replica, until the lease is over or the next epoch.
+    Column("owner", UUID(as_uuid=True)),
+    Column("epoch", BigInteger, nullable=False, server_default=text("0")),
+    Column("lease_until", DateTime(timezone=True)),
+    # When something was last stored.
+    Column("update_time", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    CheckConstraint("id = 1", name="single"),
+    postgresql_with={"fillfactor": 50},
+)
+
+# What callers asked to be sent, and how far that is.
+sends = Table(
+    "sends",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    # What lists are ordered by.
+    Column("position", BigInteger, Identity(always=True), nullable=False),
+    Column("template", Text, nullable=False),
+    Column("category", Text, nullable=False),
+    Column("channels", ARRAY(Text), nullable=False),
+    Column("params", JSONB, nullable=False),
+    # To whom: ids, in their order, or, where these are null, whoever a filter matches.
+    Column("user_ids", ARRAY(UUID(as_uuid=True))),
+    Column("filter", JSONB),
+    Column("send_time", DateTime(timezone=True), nullable=False),
+    # Send.State
+    Column("state", SmallInteger, nullable=False, server_default=text("1")),
+    # Why it failed.
+    Column("failure", Text, nullable=False, server_default=text("''")),
+    Column("matched", BigInteger, nullable=False, server_default=text("0")),
+    Column("made", BigInteger, nullable=False, server_default=text("0")),
+    Column("unknown", BigInteger, nullable=False, server_default=text("0")),
+    Column("deleted", BigInteger, nullable=False, server_default=text("0")),
+    Column("no_address", BigInteger, nullable=False, server_default=text("0")),
+    Column("not_composed", BigInteger, nullable=False, server_default=text("0")),
+    # The first of those that are unknown.
+    Column("unknown_ids", ARRAY(UUID(as_uuid=True)), nullable=False, server_default=text("'{}'")),
+    # Everybody up to this user is passed.
+    Column("passed", UUID(as_uuid=True)),
+    # The place of the user feed at the call: the copy of the users is to have passed it.
+    Column("log_id", UUID(as_uuid=True)),
+    Column("feed_position", BigInteger, nullable=False, server_default=text("0")),
+    # Who expands it: each lease has the next epoch, and only the newest may store.
+    Column("epoch", BigInteger, nullable=False, server_default=text("0")),
+    Column("lease_until", DateTime(timezone=True)),
+    # When it had its last turn: sends take turns.
+    Column("turn_time", DateTime(timezone=True)),
+    # Whether, once it is cancelled, nothing of it is pending any more.
+    Column("settled", Boolean, nullable=False, server_default=text("false")),
+    Column("actor", Text, nullable=False, server_default=text("''")),
+    # What made it, so that a retry is known: the request's id, and the hash of what it asked for.
+    Column("request_id", UUID(as_uuid=True), nullable=False),
+    Column("request_hash", LargeBinary, nullable=False),
+    Column("trace_parent", Text, nullable=False, server_default=text("''")),
+    Column("trace_state", Text, nullable=False, server_default=text("''")),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("start_time", DateTime(timezone=True)),
+    Column("end_time", DateTime(timezone=True)),
+    UniqueConstraint("position"),
+    UniqueConstraint("actor", "request_id"),
+    Index(None, "state", "position"),
+    Index(None, "category", "position"),
+    Index(None, "actor", "position"),
+    CheckConstraint("state BETWEEN 1 AND 5", name="state"),
+    postgresql_with={"fillfactor": 50},
+)
+# What the sender takes from: small however many sends have ended.
+Index("sends_due_idx", sends.c.send_time, postgresql_where=text("state IN (1, 2)"))
+Index("sends_unsettled_idx", sends.c.id, postgresql_where=text("state = 4 AND NOT settled"))
 
 # Mails to one address that are gathered until their window closes, and then go out as one.
 digests = Table(

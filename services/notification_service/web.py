@@ -14,6 +14,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from email.utils import parseaddr
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
@@ -58,8 +59,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class _Routes:
-    def __init__(self, links: Links, switches: Switches) -> None:
+    def __init__(self, links: Links, switches: Switches, sender: str) -> None:
         self._links = links
+        self._sender = sender
         self._switches = switches
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._does: dict[str, tuple[str, Callable[[Claim], Awaitable[bool]]]] = {
@@ -81,7 +83,7 @@ class _Routes:
         claim = self._claim(request)
         async with self._turns:
             found = await self._switches.standing(claim)
-        return _page(pages.standing(_words(request), found))
+        return _page(pages.standing(_words(request), found, self._sender))
 
     async def act(self, request: web.Request) -> web.StreamResponse:
         claim = self._claim(request)
@@ -161,9 +163,10 @@ def _told(request: web.Request, status: int) -> web.Response:
     return _page(pages.told(words, said), status)
 
 
-def application(links: Links, switches: Switches) -> web.Application:
-    """The routes, at the path of the public URL."""
-    routes = _Routes(links, switches)
+def application(links: Links, switches: Switches, mail_from: str) -> web.Application:
+    """The routes, at the path of the public URL; `mail_from` is the sender of all mails."""
+    name, address = parseaddr(mail_from)
+    routes = _Routes(links, switches, name or address.rpartition("@")[2])
     made = web.Application(client_max_size=_LARGEST_BODY, middlewares=[_answered])
     path = f"{urlsplit(links.public_url).path}{PATH}{{token:[A-Za-z0-9_-]{{1,200}}}}"
     made.router.add_get(path, routes.show)

@@ -62,6 +62,16 @@ def texts(values: Sequence[str]) -> Array:
     return byteas([value.encode() for value in values], _TEXT)
 
 
+def nullable_texts(values: Sequence[str | None]) -> Array:
+    """A text[] that may have nulls."""
+    return byteas([None if value is None else value.encode() for value in values], _TEXT)
+
+
+def nullable_uuids(values: Sequence[uuid.UUID | None]) -> Array:
+    """A uuid[] that may have nulls."""
+    return byteas([None if value is None else value.bytes for value in values], _UUID)
+
+
 def byteas(values: Sequence[bytes | None], kind: int = _BYTEA) -> Array:
     """A bytea[]."""
     pack = _SIZE.pack
@@ -80,11 +90,6 @@ def _uniform(kind: int, values: Sequence[bytes]) -> Array:
 def uuids(values: Sequence[uuid.UUID]) -> Array:
     """A uuid[]."""
     return _uniform(_UUID, [value.bytes for value in values])
-
-
-def optional_uuids(values: Sequence[uuid.UUID | None]) -> Array:
-    """A uuid[] with nulls."""
-    return byteas([None if value is None else value.bytes for value in values], _UUID)
 
 
 def ids(values: Sequence[bytes]) -> Array:

@@ -47,7 +47,7 @@ async def test_a_reader_switches_off_and_on_again(
     async with await database.connect(notifications_database.url, "tests") as connection:
         await store(connection, site.composer, event)
         page = await _opened(chromium, site.of(event), trouble, locale="en-GB")
-        await expect(page).to_have_title("Mail to you")
+        await expect(page).to_have_title("Mail from Tidings")
         await expect(page.get_by_role("status")).to_have_text("Mail of the kind “account” is switched on.")
         await picture(page, "unsubscribe")
         await page.get_by_role("button", name="Switch off mail of the kind “account”").click()
@@ -75,7 +75,7 @@ async def test_it_is_said_in_the_readers_language_and_colours(chromium: Browser,
         url = site.of(Events().created("ada"), "k" * 63)
         page = await _opened(chromium, url, trouble, locale="de-AT", color_scheme=scheme)
         assert await page.locator("html").get_attribute("lang") == "de"
-        await expect(page.get_by_role("heading", level=1)).to_have_text("Nachrichten an Sie")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Nachrichten von Tidings")
         await expect(page.get_by_role("button", name=f"Nachrichten der Art „{'k' * 63}“ abbestellen")).to_be_visible()
         papers.append(await page.evaluate(_PAPER))
         assert not await page.evaluate(_OVERFLOWS)

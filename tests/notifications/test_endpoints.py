@@ -145,12 +145,14 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str, list[str]]:
 
 
 async def test_the_life_of_an_endpoint(here: Replica, hooks: Hooks) -> None:
-    given = pb.Endpoint(name="a", url=hooks.url, events=["DELETED", "CREATED"], categories=["account"], rate_limit=5)
+    given = pb.Endpoint(
+        name="a", url=hooks.url, events=["SENT", "DELETED", "CREATED"], categories=["account"], rate_limit=5
+    )
     made, secret = await here.client.create(given)
     assert destinations.is_secret(secret)
     assert (made.version, made.state, made.origin) == (1, pb.Endpoint.ENABLED, pb.Endpoint.API)
     assert made.target == f"endpoints/{made.id}"
-    assert (list(made.events), made.rate_limit, len(made.secrets)) == (["CREATED", "DELETED"], 5, 1)
+    assert (list(made.events), made.rate_limit, len(made.secrets)) == (["CREATED", "DELETED", "SENT"], 5, 1)
     assert await here.client.get(made.id) == made
     changed = await here.client.update(
         pb.Endpoint(id=made.id, name="b", description="for b", version=1), ["name", "description"]

@@ -94,7 +94,7 @@ async def serving(pool: Pool, folder: Path, *, category_file: Path | None = None
     made = Links(f"https://notifications.example.com{_PATH}", links.load(keys), known)
     bound = listening.bound("127.0.0.1:0")
     assert bound is not None
-    server = web.Server(web.application(made, Switches(pool, known)), bound, grace=5.0)
+    server = web.Server(web.application(made, Switches(pool, known), SENDER), bound, grace=5.0)
     running = asyncio.create_task(server.run())
     composer = Composer(rules.load(None), Templates(), lanes.writers(SENDER, ()), made.url)
     async with aiohttp.ClientSession() as session:
@@ -512,3 +512,25 @@ async def test_the_way_of_a_link(
     [said] = second.events("address is taken or not allowed")
     assert said["address"] == f"127.0.0.1:{port}"
     assert await process.stop() == 0
+
+
+async def test_a_service_that_cannot_sign_does_not_start(services: Services, tmp_path: Path) -> None:
+    url = "TIDINGS_NOTIFICATIONS_PUBLIC_URL"
+    bad = write(tmp_path / "links.keys", "short")
+    cases = {
+        f"error: {url}: needs TIDINGS_NOTIFICATIONS_LINK_KEYS_FILE: the links are signed": {},
+        f"error: {bad}: line 1: must be base64 of at least 32 bytes": {"link_keys_file": bad},
+        "error: TIDINGS_NOTIFICATIONS_HTTP_LISTEN: Value error, must be HOST:PORT": {
+            "link_keys_file": write(tmp_path / "good.keys", key(1)),
+            "http_listen": "8090",
+        },
+    }
+    started = [
+        services.notifications(
+            "postgresql:///x", "127.0.0.1:1", public_url="https://notifications.example.com", **given
+        )
+        for given in cases.values()
+    ]
+    await asyncio.gather(*(one.launch() for one in started))
+    assert [await one.wait() for one in started] == [2, 2, 2]
+    assert [one.lines for one in started] == [[line] for line in cases]

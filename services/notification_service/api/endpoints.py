@@ -33,7 +33,7 @@ from notification_service.destinations import (
 from notification_service.domain import TARGET_GONE, WEBHOOK, stamp
 from notification_service.egress import Network
 from notification_service.registry import Endpoints
-from notification_service.rules import EVENT_TYPES
+from notification_service.rules import HEARD
 from notification_service.store import endpoints as store
 from notification_service.store import leases
 from servicekit import callers, logs
@@ -280,8 +280,8 @@ def _wrong_with_text(text: str) -> str | None:
 
 
 def _wrong_with_events(events: Sequence[str]) -> str | None:
-    unknown = sorted(set(events) - EVENT_TYPES.keys())
-    return f"{', '.join(unknown)[:200]}: not an event type, these are: {', '.join(EVENT_TYPES)}" if unknown else None
+    unknown = sorted(set(events) - set(HEARD))
+    return f"{', '.join(unknown)[:200]}: not an event type, these are: {', '.join(HEARD)}" if unknown else None
 
 
 def _wrong_with_categories(categories: Sequence[str]) -> str | None:
@@ -310,7 +310,7 @@ def _message(one: Destination) -> pb.Endpoint:
         name=one.name,
         url=one.url,
         description=one.description,
-        events=[name for name in EVENT_TYPES if name in one.events],
+        events=[name for name in HEARD if name in one.events],
         categories=sorted(one.categories),
         state=one.state.value,
         disable_reason=one.disable_reason,

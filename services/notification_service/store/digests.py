@@ -249,7 +249,7 @@ async def close(connection: Connection, made: Sequence[Notification]) -> int:
         taken = await (await connection.execute(_RULES, {"events": events})).fetchall()
         apart = _told_apart(still, [(event, rule) for event, rule in taken])
         values = {
-            "b_digest_id": arrays.optional_uuids([one.digest_id for one in apart]),
+            "b_digest_id": arrays.nullable_uuids([one.digest_id for one in apart]),
             "b_notification_id": arrays.uuids([one.id for one in apart]),
         }
         await connection.execute(_CLOSE, values)

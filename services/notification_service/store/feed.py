@@ -32,6 +32,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as insert_or_ignore
 
 from notification_service.domain import NOT_COMPOSED, USER_DELETED, Cursor, Hold, Notification, Result, State
+from notification_service.store import recipients
 from notification_service.store.leases import cancellation
 from notification_service.store.parts import TIME, UUID, bind, number, rows
 from notification_service.store.shards import DIVIDED, is_divided
@@ -147,6 +148,7 @@ _note = rows(
     n_time_zone=Text(),
     n_locale=Text(),
     n_digest_id=UUID,
+    n_send_id=UUID,
 )
 _sent = rows(
     d_id=UUID,
@@ -204,10 +206,12 @@ def _store(moved: Any, *moves: Any) -> str:
 
 _STORE_WHOLE = _store(_whole, _seen)
 _STORE_SHARD = _store(_counters, _move_shard.cte("shard_moved"))
-# What was not made of a batch just now moves no cursor.
-_counts = {name: value for name, value in _counted.items() if name != "update_time"}
+# What no batch made leaves the feed's place alone.
 _STORE_MADE = _store(
-    update(inbox).values(**_counts).returning(inbox.c.notification_position, inbox.c.delivery_position).cte("moved")
+    update(inbox)
+    .values(**{name: _counted[name] for name in ("notification_position", "delivery_position")})
+    .returning(inbox.c.notification_position, inbox.c.delivery_position)
+    .cte("moved")
 )
 _MOVE_WHOLE = sql(select(_whole).add_cte(_seen))
 _MOVE_SHARD = sql(_move_shard)
@@ -240,6 +244,14 @@ class Locked:
     hold: Hold | None
     inbox_token: str | None
     inbox_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """When a user was deleted: the event's position, and the user's version."""
+
+    position: int
+    version: int
 
 
 async def silence(connection: Connection) -> float:
@@ -350,11 +362,11 @@ async def write_inbox(
     *,
     position_time: datetime | None,
     head_position: int,
-    deleted: Mapping[uuid.UUID, int],
+    deleted: Mapping[uuid.UUID, Deletion],
 ) -> Cursor | None:
     """Stores notifications and deliveries, cancels what is pending for users that were deleted and was made of events
-    before that position, moves the cursor, and commits. Returns the cursor with its counters; None, with nothing
-    committed, if the inbox's row has changed since the cursor was locked.
+    before that position, marks them in the copy of the users, moves the cursor, and commits. Returns the cursor with
+    its counters; None, with nothing committed, if the inbox's row has changed since the cursor was locked.
     """
     values: dict[str, Any] = {
         "log_id": after.log_id,
@@ -381,10 +393,14 @@ async def write_inbox(
         after = replace(after, notification_position=row[0], delivery_position=row[1])
     else:
         await connection.execute(_MOVE_SHARD, values)
+        if deleted:
+            await connection.execute(_LOCK_CURSOR)
     if deleted:
+        # Under the lock of the inbox's row, as whoever stores a send: either sees the mark, or what it made is here.
+        await recipients.bury(connection, {user_id: one.version for user_id, one in deleted.items()})
         gone: dict[str, Any] = {
             "g_user_id": arrays.uuids(list(deleted)),
-            "g_position": arrays.bigints(list(deleted.values())),
+            "g_position": arrays.bigints([one.position for one in deleted.values()]),
             "reason": USER_DELETED,
         }
         await connection.execute(_CANCEL_FOR_DELETED, gone)
@@ -393,14 +409,15 @@ async def write_inbox(
 
 
 async def write_made(connection: Connection, made: Sequence[Notification]) -> None:
-    """Stores notifications and deliveries that no batch made, in a transaction of the caller's, which has nothing to do
-    after it but to commit: the inbox's row is locked by then.
+    """Stores notifications and deliveries that no batch of events made, in the caller's transaction, which holds the
+    lock of the inbox's row from then on.
     """
-    values: dict[str, Any] = {
+    values = {
         "more_notifications": len(made),
         "more_deliveries": sum(len(one.deliveries) for one in made),
+        **_notification_arrays(made),
+        **_delivery_arrays(made),
     }
-    values |= _notification_arrays(made) | _delivery_arrays(made)
     if await (await connection.execute(_STORE_MADE, values)).fetchone() is None:
         raise LookupError("the inbox has no row")
 
@@ -423,7 +440,8 @@ def _notification_arrays(made: Sequence[Notification]) -> dict[str, arrays.Array
         "n_template_version": arrays.texts([one.template_version for one in made]),
         "n_time_zone": arrays.texts([one.time_zone for one in made]),
         "n_locale": arrays.texts([one.locale for one in made]),
-        "n_digest_id": arrays.optional_uuids([one.digest_id for one in made]),
+        "n_digest_id": arrays.nullable_uuids([one.digest_id for one in made]),
+        "n_send_id": arrays.nullable_uuids([one.send_id for one in made]),
     }
 
 

@@ -76,6 +76,7 @@ NOTIFICATION_COLUMNS = (
     _note.archive_time,
     _note.template_version,
     _note.locale,
+    _note.send_id,
     _note.digest_id,
 )
 _DELIVERY_COLUMNS = (
@@ -245,14 +246,15 @@ _SHARDS = sql(
 def notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
     """The message of a row of NOTIFICATION_COLUMNS."""
     identity, position, user_id, event_id, event_position, rule, category, template, channels, *rest = row
-    subject, body, create_time, trace_parent, trace_state, *marks, template_version, locale, digest_id = rest
+    subject, body, create_time, trace_parent, trace_state, *marks, template_version, locale, send_id, digest_id = rest
     seen_time, read_time, archive_time = marks
     return notifications_pb2.Notification(
         id=str(identity),
         position=position,
         user_id=str(user_id),
-        event_id=str(event_id),
-        event_position=event_position,
+        # What a caller sent has no event.
+        event_id="" if send_id else str(event_id),
+        event_position=0 if send_id else event_position,
         rule=rule,
         category=category,
         template=template,
@@ -267,6 +269,7 @@ def notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
         archive_time=stamp(archive_time),
         template_version=template_version,
         locale=locale,
+        send_id=str(send_id) if send_id else "",
         digest_id=str(digest_id) if digest_id else "",
     )
 
@@ -329,7 +332,7 @@ async def list_deliveries(connection: Connection, filters: Mapping[str, Any], be
             id=str(identity),
             notification_id=str(notification_id),
             user_id=str(user_id),
-            event_id=str(event_id),
+            event_id="" if event_id == notification_id else str(event_id),
             channel=channel,
             target=target,
             state=state,

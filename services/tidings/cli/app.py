@@ -22,6 +22,7 @@ from tidings.cli import (
     new_token,
     notifications,
     preferences,
+    sends,
     smoke_test,
     suppressions,
     templates,
@@ -80,6 +81,7 @@ app.add_typer(users.app, name="users")
 notifications.app.add_typer(in_app.app, name="inbox")
 app.add_typer(notifications.app, name="notifications")
 app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(sends.app, name="sends")
 app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(templates.app, name="templates")
 app.add_typer(preferences.app, name="preferences")

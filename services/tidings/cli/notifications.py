@@ -44,6 +44,7 @@ _LIST_EXAMPLES = examples(
 def list_notifications(
     user_id: _User = "",
     event_id: Annotated[str, typer.Option("--event", metavar="ID", help="Only those made of this event.")] = "",
+    send_id: Annotated[str, typer.Option("--send", metavar="ID", help="Only those made by this send.")] = "",
     category: Annotated[str, typer.Option("--category", help="Only those of this category.")] = "",
     digest_id: Annotated[
         str, typer.Option("--digest", metavar="ID", help="Only those whose mails went into this digest, and it itself.")
@@ -64,6 +65,7 @@ def list_notifications(
             found = notifications.list(
                 user_id=user_id,
                 event_id=event_id,
+                send_id=send_id,
                 category=category,
                 digest_id=digest_id,
                 page_size=listing.page_size(limit, everything),

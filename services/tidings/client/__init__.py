@@ -40,6 +40,7 @@ from tidings.client.in_app import InApp
 from tidings.client.notifications import NotificationBatch, NotificationFeed, Notifications
 from tidings.client.preferences import Preferences
 from tidings.client.replica import Replica, leaves
+from tidings.client.sends import Sends
 from tidings.client.shards import shard_of
 from tidings.client.templates import Templates
 from tidings.client.users import Users
@@ -70,6 +71,7 @@ __all__ = [
     "Preferences",
     "ProtocolError",
     "Replica",
+    "Sends",
     "Templates",
     "TidingsError",
     "TokenMismatchError",

@@ -126,7 +126,7 @@ class Endpoint(_message.Message):
     """Delivery.target of its deliveries: "endpoints/<id>", or the URL of one of the operator's file."""
     @_builtins.property
     def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Types of user events: CREATED, UPDATED, DELETED, UNDELETED. All if empty."""
+        """Types of user events: CREATED, UPDATED, DELETED, UNDELETED; and SENT, for what callers send. All if empty."""
 
     @_builtins.property
     def categories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

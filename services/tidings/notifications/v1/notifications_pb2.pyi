@@ -48,12 +48,13 @@ class Notification(_message.Message):
     SEEN_TIME_FIELD_NUMBER: _builtins.int
     READ_TIME_FIELD_NUMBER: _builtins.int
     ARCHIVE_TIME_FIELD_NUMBER: _builtins.int
+    SEND_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     position: _builtins.int
     """Dense along this service's log of notifications."""
     user_id: _builtins.str
     event_id: _builtins.str
-    """The user event it was made from."""
+    """The user event it was made from; empty, and its position 0, if a caller sent it."""
     event_position: _builtins.int
     rule: _builtins.str
     """The rule that made it, and what the rule says."""
@@ -74,6 +75,8 @@ class Notification(_message.Message):
     """The digest that its mails went into instead of out by themselves, of several (to several addresses) the first; or,
     where the rule is "digest:NAME", the digest that it is the mail of. Empty for all others.
     """
+    send_id: _builtins.str
+    """The send that made it, see SendService; then it has no event and no rule."""
     @_builtins.property
     def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -109,10 +112,11 @@ class Notification(_message.Message):
         seen_time: _timestamp_pb2.Timestamp | None = ...,
         read_time: _timestamp_pb2.Timestamp | None = ...,
         archive_time: _timestamp_pb2.Timestamp | None = ...,
+        send_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "create_time", b"create_time", "read_time", b"read_time", "seen_time", b"seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "body", b"body", "category", b"category", "channels", b"channels", "create_time", b"create_time", "digest_id", b"digest_id", "event_id", b"event_id", "event_position", b"event_position", "id", b"id", "locale", b"locale", "position", b"position", "read_time", b"read_time", "rule", b"rule", "seen_time", b"seen_time", "subject", b"subject", "template", b"template", "template_version", b"template_version", "trace_parent", b"trace_parent", "trace_state", b"trace_state", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "body", b"body", "category", b"category", "channels", b"channels", "create_time", b"create_time", "digest_id", b"digest_id", "event_id", b"event_id", "event_position", b"event_position", "id", b"id", "locale", b"locale", "position", b"position", "read_time", b"read_time", "rule", b"rule", "seen_time", b"seen_time", "send_id", b"send_id", "subject", b"subject", "template", b"template", "template_version", b"template_version", "trace_parent", b"trace_parent", "trace_state", b"trace_state", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -340,6 +344,7 @@ class Delivery(_message.Message):
     notification_id: _builtins.str
     user_id: _builtins.str
     event_id: _builtins.str
+    """Empty if a caller sent the notification."""
     channel: _builtins.str
     """"email" or "webhook"."""
     target: _builtins.str
@@ -352,7 +357,7 @@ class Delivery(_message.Message):
     trace_parent: _builtins.str
     end_reason: _builtins.str
     """Why it is PARKED, DISCARDED or CANCELLED: a stable word in capitals, such as TRIES_EXHAUSTED, REFUSED, EXPIRED,
-    NOT_COMPOSED, DISCARDED_BY_HAND, TARGET_GONE, SUPPRESSED, SWITCHED_OFF, USER_DELETED.
+    NOT_COMPOSED, DISCARDED_BY_HAND, TARGET_GONE, SUPPRESSED, SWITCHED_OFF, USER_DELETED, SEND_CANCELLED.
     """
     waits_for: _builtins.str
     """The earlier delivery that it waits for, if it does: a delivery never overtakes an earlier one to the same user over
@@ -605,10 +610,12 @@ class ListNotificationsRequest(_message.Message):
         EVENT_ID_FIELD_NUMBER: _builtins.int
         CATEGORY_FIELD_NUMBER: _builtins.int
         DIGEST_ID_FIELD_NUMBER: _builtins.int
+        SEND_ID_FIELD_NUMBER: _builtins.int
         user_id: _builtins.str
         event_id: _builtins.str
         category: _builtins.str
         digest_id: _builtins.str
+        send_id: _builtins.str
         def __init__(
             self,
             *,
@@ -616,10 +623,11 @@ class ListNotificationsRequest(_message.Message):
             event_id: _builtins.str = ...,
             category: _builtins.str = ...,
             digest_id: _builtins.str = ...,
+            send_id: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "digest_id", b"digest_id", "event_id", b"event_id", "user_id", b"user_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "digest_id", b"digest_id", "event_id", b"event_id", "send_id", b"send_id", "user_id", b"user_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -204,9 +204,11 @@ def not_suppressed(channel: str, target: str) -> NotFoundError:
     )
 
 
-def unknown_send(identity: str) -> NotFoundError:
+def unknown_send(identity: str, field: str = "id") -> NotFoundError:
     """A send that does not exist."""
-    return NotFoundError(f"id: no send {identity}", reason="UNKNOWN_SEND", metadata={"field": "id", "id": identity})
+    return NotFoundError(
+        f"{field}: no send {identity}", reason="UNKNOWN_SEND", metadata={"field": field, "id": identity}
+    )
 
 
 def unknown_digest(identity: str) -> NotFoundError:

@@ -1,4 +1,5 @@
-"""Explains deliveries: from what is stored, and what applies now, the steps that decided what became of an event.
+"""Explains deliveries: from what is stored, and what applies now, the steps that decided what became of an event or a
+send.
 
 Pure. What was decided is told as it was noted then; what was not noted (why a rule made nothing, what a user wants) as
 it is now, and the steps say so.
@@ -23,6 +24,7 @@ from notification_service.rules import Rule
 from notification_service.store.outlook import Circumstances
 from tidings.notifications.v1 import notifications_pb2
 from tidings.notifications.v1.notifications_pb2 import Delivery, Notification
+from tidings.notifications.v1.sends_pb2 import Send as Send_
 from tidings.users.v1 import users_pb2
 
 Step = notifications_pb2.ExplainDeliveryResponse.Step
@@ -31,8 +33,19 @@ _Outcome = Delivery.Attempt.Outcome
 
 
 @dataclass(frozen=True, slots=True)
+class Sending:
+    """A send, and whether it made a notification for the user or else why not: the verdict of a step and its detail."""
+
+    send: Send_
+    verdict: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
-    """All that is known of an event and what was made of it; `notifications` and `deliveries` by their positions."""
+    """All that is known of an event, or of a send, and what was made of it; `notifications` and `deliveries` come by
+    their positions.
+    """
 
     found: Found
     # Up to which position the events of this user are processed.
@@ -50,17 +63,31 @@ class Facts:
     now: datetime
     # Whether it is the event that is explained, with every rule, or one of its notifications.
     whole: bool = True
+    # Of what a caller sent; then there is no event and no rule.
+    sending: Sending | None = None
 
 
 def steps(facts: Facts) -> list[Step]:
     """The steps, in order."""
-    told = [*_event(facts), *_rules(facts)]
+    told = [_sent(facts.sending)] if facts.sending else [*_event(facts), *_rules(facts)]
     for one in facts.notifications:
         told += _notification(facts, one)
         for delivery in facts.deliveries:
             if delivery.notification_id == one.id:
                 told += _delivery(facts, one, delivery)
     return told
+
+
+def _sent(sending: Sending) -> Step:
+    send = sending.send
+    by = f" by {send.actor}" if send.actor else ""
+    return Step(
+        kind=Step.SEND,
+        verdict=sending.verdict,
+        time=send.start_time if send.HasField("start_time") else None,
+        name=send.id,
+        detail=f"template {send.template}, sent{by}: {sending.detail}",
+    )
 
 
 def _event(facts: Facts) -> Iterator[Step]:

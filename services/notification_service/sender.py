@@ -182,7 +182,7 @@ class Sender:
                 upto, done = some[-1].user_id, False
                 break
         unknown, deleted = (
-            [one for one in ids if upto is None or one <= upto] for ids in (found.unknown, found.deleted)
+            [one for one in ids if upto is not None and one <= upto] for ids in (found.unknown, found.deleted)
         )
         skipped["deleted"] += len(deleted)
         return Page(made, upto, done, unknown, skipped)
@@ -248,7 +248,7 @@ async def _read(connection: Connection, order: Order) -> _Found:
     """The next recipients of a send."""
     if order.user_ids is None:
         page = await recipients.page(connection, order.filter or {}, order.passed or recipients.NOBODY, _PAGE)
-        return _Found(page.people, page.upto, page.upto is None)
+        return _Found(page.people, page.upto or recipients.EVERYBODY, page.upto is None)
     ids = sorted(one for one in order.user_ids if order.passed is None or one > order.passed)
     some = ids[:_PAGE]
     people, deleted = await recipients.of_ids(connection, some)

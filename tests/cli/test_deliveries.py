@@ -106,7 +106,7 @@ async def test_explain(system: System, tidings: Tidings) -> None:
     assert (await tidings("deliveries", "explain", "--notification", "other")).code == 4
 
 
-@pytest.mark.parametrize("arguments", [[], ["--event", "1", "--notification", "2"]])
+@pytest.mark.parametrize("arguments", [[], ["--event", "1", "--notification", "2"], ["--event", "1", "--send", "2"]])
 async def test_one_thing_is_explained(tidings: Tidings, arguments: list[str]) -> None:
     ran = await tidings("deliveries", "explain", *arguments)
-    assert (ran.code, ran.err) == (2, "error: exactly one of --event and --notification is required\n")
+    assert (ran.code, ran.err) == (2, "error: exactly one of --event, --send and --notification is required\n")

@@ -605,6 +605,48 @@ async def test_a_copy_that_is_not_whole_is_never_sent_by(world: World) -> None:
     assert (await world.ended(sent)).counts.made == 1
 
 
+async def test_why_somebody_got_one_or_did_not_is_explained(world: World) -> None:
+    ada, bob, gone, silent = person("ada", labels={"plan": "gold"}), person("bob"), person("gone"), person("", email="")
+    await world.know(ada, bob, gone, silent)
+    await copy.bury(world.connection, {gone.user_id: 2})
+    step = notifications_pb2.ExplainDeliveryResponse.Step
+
+    async def told(send: pb.Send, user_id: uuid.UUID, notification_id: str = "") -> list[tuple[str, str]]:
+        asked = notifications_pb2.ExplainDeliveryRequest(user_id=str(user_id))
+        if notification_id:
+            asked.notification_id = notification_id
+        else:
+            asked.send_id = send.id
+        steps = (await world.lists.ExplainDelivery(asked)).steps
+        return [(step.Kind.Name(one.kind), one.verdict) for one in steps]
+
+    stranger = uuid.uuid4()
+    ids = await world.ended(await world.send(ada.user_id, gone.user_id, silent.user_id, stranger, channels=["email"]))
+    for user_id, verdict in (
+        (bob.user_id, "NOT_NAMED"),
+        (gone.user_id, "DELETED"),
+        (silent.user_id, "NO_ADDRESS"),
+        (stranger, "UNKNOWN"),
+    ):
+        assert await told(ids, user_id) == [("SEND", verdict)]
+    expected = [("SEND", "MADE"), ("NOTIFICATION", "MADE"), ("PREFERENCE", "ON"), ("OUTLOOK", "DUE")]
+    assert await told(ids, ada.user_id) == expected
+    [note] = await world.notifications(ids)
+    assert await told(ids, ada.user_id, note.id) == expected
+    gold = await world.ended(await world.send(filter={"labels": {"plan": "gold"}}, channels=["in_app"]))
+    assert await told(gold, bob.user_id) == [("SEND", "NOT_MATCHED")]
+    assert await told(gold, ada.user_id) == [("SEND", "MADE"), ("NOTIFICATION", "MADE"), ("CHANNEL", "SHOWN")]
+    # It is over, and known to be past everybody.
+    await world.stub.CancelSend(pb.CancelSendRequest(id=gold.id))
+    assert await told(gold, bob.user_id) == [("SEND", "NOT_MATCHED")]
+    later = await world.send(filter={"all": True}, send_time=datetime.now(UTC) + timedelta(hours=1))
+    assert await told(later, ada.user_id) == [("SEND", "WAITING")]
+    await world.stub.CancelSend(pb.CancelSendRequest(id=later.id))
+    assert await told(later, ada.user_id) == [("SEND", "CANCELLED")]
+    refusal = await refused(told(pb.Send(id=str(stranger)), ada.user_id))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_SEND")
+
+
 async def test_lists_have_pages_and_filters_and_leave_out_what_is_long(world: World) -> None:
     ada = person("ada")
     await world.know(ada)

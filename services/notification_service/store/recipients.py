@@ -216,9 +216,11 @@ _PAGE = sql(
     select(_end.c.last, _end.c.looked, *_found.c).outerjoin_from(_end, _found, true()).order_by(_found.c.user_id)
 )
 _COUNT = sql(select(func.count()).select_from(recipients).where(*_matches(_row)))
+_MATCHES = sql(select(_row.user_id).where(_row.user_id == bind("user_id", UUID), *_matches(_row)))
 _PLACE = sql(select(_feed.log_id, _feed.position, _feed.head_position))
 
-NOBODY = uuid.UUID(int=0)
+# Whoever is before, and not after, all users.
+NOBODY, EVERYBODY = uuid.UUID(int=0), uuid.UUID(int=2**128 - 1)
 
 
 class HoldLostError(Exception):
@@ -402,6 +404,12 @@ async def count(connection: Connection, conditions: Mapping[str, Any]) -> int:
     """How many living users a filter matches now."""
     row = await (await connection.execute(_COUNT, _conditions(conditions))).fetchone()
     return int(row[0]) if row else 0
+
+
+async def does_match(connection: Connection, conditions: Mapping[str, Any], user_id: uuid.UUID) -> bool:
+    """Whether a filter, as stored, matches a user now."""
+    values = {**_conditions(conditions), "user_id": user_id}
+    return await (await connection.execute(_MATCHES, values)).fetchone() is not None
 
 
 async def place(connection: Connection) -> tuple[uuid.UUID | None, int | None, int]:

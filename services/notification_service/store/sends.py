@@ -342,6 +342,9 @@ async def find(connection: Connection, identity: uuid.UUID) -> sends_pb2.Send | 
 _BRIEF = {"params": null(), "unknown_ids": null(), "user_ids": func.cardinality(_send.user_ids)}
 
 
+_PASSED = sql(select(_send.passed).where(_send.id == _id))
+
+
 @cache
 def _list(names: frozenset[str]) -> str:
     wanted = (_send[name] == bindparam(name, type_=_send[name].type) for name in sorted(names) if name != "state")
@@ -357,6 +360,12 @@ async def page(connection: Connection, filters: Mapping[str, Any], before: int, 
     values = {**filters, "before": before, "most": most}
     found = await (await connection.execute(_list(frozenset(filters)), values)).fetchall()
     return [_message(row) for row in found]
+
+
+async def has_passed(connection: Connection, identity: uuid.UUID, user_id: uuid.UUID) -> bool:
+    """Whether a send has come past a user."""
+    row = await (await connection.execute(_PASSED, {"id": identity})).fetchone()
+    return row is not None and row[0] is not None and user_id <= row[0]
 
 
 async def cancel(connection: Connection, identity: uuid.UUID) -> bool:

@@ -16,7 +16,9 @@ _Step = notifications_pb2.ExplainDeliveryResponse.Step
 _COLUMNS = ("TIME", "WHAT", "VERDICT", "OF", "DETAIL")
 
 EXAMPLES = examples(
-    "tidings deliveries explain --notification ID", "tidings deliveries explain --event ID --user ID --json"
+    "tidings deliveries explain --notification ID",
+    "tidings deliveries explain --send ID --user ID",
+    "tidings deliveries explain --event ID --user ID --json",
 )
 
 
@@ -24,18 +26,21 @@ def explain(
     event_id: Annotated[
         str, typer.Option("--event", metavar="ID", help="An event of the user feed; needs --user.")
     ] = "",
+    send_id: Annotated[str, typer.Option("--send", metavar="ID", help="What a caller sent; needs --user.")] = "",
     notification_id: Annotated[str, typer.Option("--notification", metavar="ID", help="One notification.")] = "",
     user_id: Annotated[str, typer.Option("--user", metavar="ID", help="Whom it is about.")] = "",
     address: NotificationsAddress = NOTIFICATIONS_ADDRESS,
     as_json: Json = False,
 ) -> None:
-    """Say all that decided what became of an event or a notification, in order."""
+    """Say all that decided what became of an event, a send or a notification, in order."""
 
     async def body() -> None:
-        if bool(event_id) == bool(notification_id):
-            raise CommandError("exactly one of --event and --notification is required", ExitCode.USAGE)
+        if [bool(event_id), bool(send_id), bool(notification_id)].count(True) != 1:
+            raise CommandError("exactly one of --event, --send and --notification is required", ExitCode.USAGE)
         async with notifications_at(address) as notifications:
-            steps = await notifications.explain(event_id=event_id, notification_id=notification_id, user_id=user_id)
+            steps = await notifications.explain(
+                event_id=event_id, send_id=send_id, notification_id=notification_id, user_id=user_id
+            )
         if as_json:
             output.write(output.json_line(step) for step in steps)
         else:

@@ -79,12 +79,14 @@ class Notifications:
             request.page_token = page.next_page_token
 
     async def explain(
-        self, *, event_id: str = "", notification_id: str = "", user_id: str = ""
+        self, *, event_id: str = "", send_id: str = "", notification_id: str = "", user_id: str = ""
     ) -> Sequence[notifications_pb2.ExplainDeliveryResponse.Step]:
-        """All that decided what became of an event of a user, or of one notification, in order."""
+        """All that decided what became of an event or a send for a user, or of one notification, in order."""
         request = notifications_pb2.ExplainDeliveryRequest(user_id=user_id)
         if notification_id:
             request.notification_id = notification_id
+        elif send_id:
+            request.send_id = send_id
         else:
             request.event_id = event_id
         return (await answer(self._stub.ExplainDelivery(request, timeout=self._timeout))).steps

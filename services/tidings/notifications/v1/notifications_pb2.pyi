@@ -416,10 +416,13 @@ class ExplainDeliveryRequest(_message.Message):
 
     EVENT_ID_FIELD_NUMBER: _builtins.int
     NOTIFICATION_ID_FIELD_NUMBER: _builtins.int
+    SEND_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Of the user feed; needs `user_id`."""
     notification_id: _builtins.str
+    send_id: _builtins.str
+    """What a caller sent; needs `user_id`."""
     user_id: _builtins.str
     """Whom it is about. What is not about this user is NOT_FOUND."""
     def __init__(
@@ -427,13 +430,14 @@ class ExplainDeliveryRequest(_message.Message):
         *,
         event_id: _builtins.str = ...,
         notification_id: _builtins.str = ...,
+        send_id: _builtins.str = ...,
         user_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "notification_id", b"notification_id", "subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "notification_id", b"notification_id", "send_id", b"send_id", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "notification_id", b"notification_id", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "notification_id", b"notification_id", "send_id", b"send_id", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["event_id", "notification_id"]  # noqa: Y015
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["event_id", "notification_id", "send_id"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 
@@ -492,6 +496,12 @@ class ExplainDeliveryResponse(_message.Message):
             delivery. QUIET_HOURS: until `time`. SUPPRESSED, SWITCHED_OFF: it will be cancelled. PAUSED: who would be asked
             is away. DISABLED: the endpoint is.
             """
+            SEND: ExplainDeliveryResponse.Step._Kind.ValueType  # 30
+            """What a caller sent, `name`. MADE: it made a notification for the user. WAITING: it has not come to the user yet.
+            CANCELLED, FAILED: it ended before that. NOT_NAMED, NOT_MATCHED: the user is none of its recipients, by its
+            filter as the user is now. UNKNOWN, DELETED: there is no such user, or not any more. NO_ADDRESS, NOT_COMPOSED: no
+            channel was left.
+            """
 
         class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
         KIND_UNSPECIFIED: ExplainDeliveryResponse.Step.Kind.ValueType  # 0
@@ -530,6 +540,12 @@ class ExplainDeliveryResponse(_message.Message):
         """Of what is pending. DUE: it is sent as soon as there is room. RETRY: at `time`. WAITS_FOR_EARLIER: `name` is the
         delivery. QUIET_HOURS: until `time`. SUPPRESSED, SWITCHED_OFF: it will be cancelled. PAUSED: who would be asked
         is away. DISABLED: the endpoint is.
+        """
+        SEND: ExplainDeliveryResponse.Step.Kind.ValueType  # 30
+        """What a caller sent, `name`. MADE: it made a notification for the user. WAITING: it has not come to the user yet.
+        CANCELLED, FAILED: it ended before that. NOT_NAMED, NOT_MATCHED: the user is none of its recipients, by its
+        filter as the user is now. UNKNOWN, DELETED: there is no such user, or not any more. NO_ADDRESS, NOT_COMPOSED: no
+        channel was left.
         """
 
         KIND_FIELD_NUMBER: _builtins.int
@@ -581,7 +597,7 @@ class ExplainDeliveryResponse(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainDeliveryResponse.Step]:
-        """In order: the event, its rules, and of each notification what was made of it, then each delivery from its beginning
+        """In order: the event and its rules, or the send, and of each notification what was made of it, then each delivery from its beginning
         to its end.
         """
 

@@ -119,7 +119,7 @@ class NotificationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExplainDelivery(self, request, context):
-        """Says all that decided what became of an event, or of one notification, for its user: every rule, preference and
+        """Says all that decided what became of an event, a send or one notification, for its user: every rule, preference and
         window, every attempt with its answer, and what is to come. An event that made nothing is explained as well.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

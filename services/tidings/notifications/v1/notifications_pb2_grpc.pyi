@@ -47,7 +47,7 @@ class NotificationServiceStub:
     DiscardDeliveries: _grpc.UnaryUnaryMultiCallable[_notifications_pb2.DiscardDeliveriesRequest, _notifications_pb2.DiscardDeliveriesResponse]
     """Ends parked deliveries that are not to be tried again. Repeated, it does as ReplayDeliveries does."""
     ExplainDelivery: _grpc.UnaryUnaryMultiCallable[_notifications_pb2.ExplainDeliveryRequest, _notifications_pb2.ExplainDeliveryResponse]
-    """Says all that decided what became of an event, or of one notification, for its user: every rule, preference and
+    """Says all that decided what became of an event, a send or one notification, for its user: every rule, preference and
     window, every attempt with its answer, and what is to come. An event that made nothing is explained as well.
     """
 
@@ -70,7 +70,7 @@ class NotificationServiceAsyncStub(NotificationServiceStub):
     DiscardDeliveries: _aio.UnaryUnaryMultiCallable[_notifications_pb2.DiscardDeliveriesRequest, _notifications_pb2.DiscardDeliveriesResponse]  # type: ignore[assignment]
     """Ends parked deliveries that are not to be tried again. Repeated, it does as ReplayDeliveries does."""
     ExplainDelivery: _aio.UnaryUnaryMultiCallable[_notifications_pb2.ExplainDeliveryRequest, _notifications_pb2.ExplainDeliveryResponse]  # type: ignore[assignment]
-    """Says all that decided what became of an event, or of one notification, for its user: every rule, preference and
+    """Says all that decided what became of an event, a send or one notification, for its user: every rule, preference and
     window, every attempt with its answer, and what is to come. An event that made nothing is explained as well.
     """
 
@@ -132,7 +132,7 @@ class NotificationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _notifications_pb2.ExplainDeliveryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_notifications_pb2.ExplainDeliveryResponse, _abc.Awaitable[_notifications_pb2.ExplainDeliveryResponse]]:
-        """Says all that decided what became of an event, or of one notification, for its user: every rule, preference and
+        """Says all that decided what became of an event, a send or one notification, for its user: every rule, preference and
         window, every attempt with its answer, and what is to come. An event that made nothing is explained as well.
         """
 

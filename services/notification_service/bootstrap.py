@@ -15,6 +15,7 @@ import grpc.aio
 import psycopg
 
 from notification_service import categories, endpoints, lanes, links, metrics, reset, rules, template_reload
+from notification_service.api.digests import DigestService
 from notification_service.api.endpoints import EndpointService
 from notification_service.api.explanations import Explainer
 from notification_service.api.in_app import InAppService
@@ -25,6 +26,7 @@ from notification_service.api.templates import TemplateService
 from notification_service.categories import Categories
 from notification_service.compose import Composer, no_link
 from notification_service.destinations import Destination
+from notification_service.digester import Digester
 from notification_service.dispatcher import Dispatcher
 from notification_service.domain import EMAIL
 from notification_service.follower import STORING_SESSION, Source
@@ -36,6 +38,7 @@ from notification_service.recipients import Source as RecipientsSource
 from notification_service.registry import Endpoints
 from notification_service.sender import Sender
 from notification_service.settings import NotificationServiceSettings
+from notification_service.store import digests as digest_store
 from notification_service.store import reads, sends
 from notification_service.subscriber import LONGEST_PAUSE, Subscriber
 from notification_service.tables import SCHEMA_REVISION
@@ -54,6 +57,8 @@ from servicekit.tasks import Background
 from tidings.client import Batch, CursorStore, UserFeed, connect
 from tidings.client.feed import Start
 from tidings.notifications.v1 import (
+    digests_pb2,
+    digests_pb2_grpc,
     endpoints_pb2,
     endpoints_pb2_grpc,
     in_app_pb2,
@@ -82,6 +87,7 @@ _SERVICES = tuple(
         (templates_pb2.DESCRIPTOR, "TemplateService"),
         (preferences_pb2.DESCRIPTOR, "PreferenceService"),
         (sends_pb2.DESCRIPTOR, "SendService"),
+        (digests_pb2.DESCRIPTOR, "DigestService"),
     )
 )
 
@@ -113,13 +119,16 @@ class Files:
 
 def read(settings: NotificationServiceSettings) -> Files:
     """Reads the operator's files; the composer knows no endpoints yet. Raises InvalidConfigError."""
+    told = rules.read(settings.rules_file)
     decidable = categories.load(settings.categories_file)
+    categories.check_digests(decidable, told.digests.values())
     found = links.read(settings, decidable)
     composer = Composer(
-        rules.load(settings.rules_file),
+        told.rules,
         Templates(settings.templates_dir),
         lanes.writers(settings.mail_from, ()),
         found.url if found else no_link,
+        told.digests,
     )
     composer.check()
     return Files(
@@ -292,6 +301,7 @@ async def _serve(
         poll_interval=settings.poll_interval,
     )
     recipients = Recipients(sending, RecipientsSource(open_snapshot, log_id), sender.wake, lease=settings.shard_lease)
+    digester = Digester(storing, composer, stored, lease=settings.lease, poll_interval=settings.poll_interval)
     rpc.add_tools(door, *_SERVICES)
     for add, servicer in (
         (
@@ -314,6 +324,7 @@ async def _serve(
         ),
         (preferences_pb2_grpc.add_PreferenceServiceServicer_to_server, PreferenceService(queries, files.categories)),
         (sends_pb2_grpc.add_SendServiceServicer_to_server, SendService(queries, composer, head, sender.wake)),
+        (digests_pb2_grpc.add_DigestServiceServicer_to_server, DigestService(queries, digester.flush)),
     ):
         guard.add(door.server, door.entrance.source, add, servicer)
 
@@ -347,6 +358,7 @@ async def _serve(
         (known.run(settings.poll_interval), "endpoints", settings.poll_interval),
         (recipients.run(), "recipients", LONGEST_PAUSE),
         (knowing(sender.run), "sender", settings.poll_interval),
+        (digester.run(), "digester", settings.poll_interval),
         (template_reload.follow(composer.templates, composer.needs), "templates", template_reload.INTERVAL),
     ):
         background.start(loop, name, every=every)
@@ -362,11 +374,12 @@ async def _serve(
 
 async def _measure(pool: Pool) -> None:
     """A background loop: asks the database for what it alone knows."""
-    deliveries, sending = metrics.Deliveries(), metrics.Sends()
+    deliveries, sending, digests = metrics.Deliveries(), metrics.Sends(), metrics.Digests()
 
     async def look() -> None:
         async with pool.connection() as connection:
             deliveries.found(await reads.standing(connection), await reads.position(connection))
             sending.found(await sends.standing(connection))
+            digests.found(*await digest_store.standing(connection))
 
     await process.refresh(look, _ASK)

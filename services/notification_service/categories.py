@@ -6,14 +6,14 @@ and explains every key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from notification_service.rules import ChannelName
+from notification_service.rules import ChannelName, Digest
 from servicekit import configfile
 
 DEFAULT_FILE = Path(__file__).with_name("default_categories.toml")
@@ -61,3 +61,14 @@ def load(path: Path | None) -> Categories:
     named = {entry.name: entry for entry in configfile.read(path or DEFAULT_FILE, "categories", Category)}
     others = named.pop(OTHERS, None) or Category(name=OTHERS)
     return Categories(named, others)
+
+
+def check_digests(categories: Categories, digests: Iterable[Digest]) -> None:
+    """Raises InvalidConfigError if mails of a mandatory category, which cannot wait, are to be gathered."""
+    problems = [
+        f"digest {one.name!r}: category {one.category!r} is mandatory, and what is mandatory is not gathered"
+        for one in digests
+        if categories.of(one.category).mandatory
+    ]
+    if problems:
+        raise configfile.InvalidConfigError("\n".join(problems))

@@ -7,16 +7,16 @@ stop the event: its delivery is made without content and says why, and an in-app
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC
 from functools import cache, partial
 from typing import Any
 
-from notification_service import domain
+from notification_service import domain, views
 from notification_service.channels import Addressee, Draft, Says, Writer
-from notification_service.domain import IN_APP, Notification
-from notification_service.rules import Rule
+from notification_service.domain import EMAIL, IN_APP, Item, Notification
+from notification_service.rules import Digest, Rule
 from notification_service.templates import Need, Rendered, RenderError, Templates
 from servicekit import logs
 from tidings.users.v1 import users_pb2
@@ -33,18 +33,22 @@ def no_link(user_id: uuid.UUID, category: str, address: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Composer:
-    """All that decides what an event becomes; `writers` by the names of their channels, all but the in-app one."""
+    """All that decides what an event becomes; `writers` by the names of their channels, all but the in-app one, and
+    `digests` by their own, all that the rules name.
+    """
 
     rules: Sequence[Rule]
     templates: Templates
     writers: Mapping[str, Writer]
     # The link by which a user's mails of a category to an address are switched off; empty if there is none.
     unsubscribe: Callable[[uuid.UUID, str, str], str] = no_link
+    digests: Mapping[str, Digest] = field(default_factory=dict)
 
     def needs(self) -> list[Need]:
-        """What the rules need of the templates."""
+        """What the rules and digests need of the templates."""
         said = [(rule, self._says(rule)) for rule in self.rules]
-        return [Need(rule.name, rule.template, says is Says.HTML) for rule, says in said if says]
+        needs = [Need(rule.name, rule.template, says is Says.HTML) for rule, says in said if says]
+        return needs + [Need(domain.digest_rule(one.name), one.template, True) for one in self.digests.values()]
 
     def check(self) -> None:
         """Raises InvalidConfigError, with a line per problem, if a rule's template cannot be used."""
@@ -59,7 +63,9 @@ class Composer:
         return [self._notification(rule, event, view) for rule in matching]
 
     def _says(self, rule: Rule) -> Says:
-        return max(Says.TEXT if one == IN_APP else self.writers[one].says for one in rule.channels)
+        # Of a mail that is gathered its subject is.
+        texts = (IN_APP, EMAIL) if rule.digest else (IN_APP,)
+        return max(Says.TEXT if one in texts else self.writers[one].says for one in rule.channels)
 
     def _notification(self, rule: Rule, event: users_pb2.UserEvent, view: dict[str, Any]) -> Notification:
         event_id, user_id = uuid.UUID(event.id), uuid.UUID(event.user.id)
@@ -99,6 +105,7 @@ class Composer:
             say,
             lambda: _payload(rule, notification_id, event, view),
         )
+        sent = [name for name in channels if name != IN_APP and not (rule.digest and name == EMAIL)]
         return Notification(
             id=notification_id,
             user_id=user_id,
@@ -115,7 +122,8 @@ class Composer:
             body=body,
             trace_parent=event.trace_parent,
             trace_state=event.trace_state,
-            deliveries=tuple(one for name in channels if name != IN_APP for one in self.writers[name].compose(draft)),
+            deliveries=tuple(one for name in sent for one in self.writers[name].compose(draft)),
+            items=tuple(_items(rule, addressees, view, say)),
         )
 
 
@@ -145,8 +153,8 @@ def _user_view(user: users_pb2.User) -> dict[str, Any]:
         "labels": dict(user.labels),
         "version": user.version,
     }
-    for field in _TIMES:
-        view[field] = getattr(user, field).ToDatetime(tzinfo=UTC) if user.HasField(field) else None  # type: ignore[arg-type]
+    for name in _TIMES:
+        view[name] = getattr(user, name).ToDatetime(tzinfo=UTC) if user.HasField(name) else None  # type: ignore[arg-type]
     return view
 
 
@@ -156,6 +164,27 @@ def addressed(view: Mapping[str, Any], which: str, unsubscribe_url: str = "") ->
     name = user.get("display_name") or user.get("username") or ""
     recipient = {"address": user.get("email", ""), "which": which}
     return {**view, "name": name, "recipient": recipient, "unsubscribe_url": unsubscribe_url}
+
+
+def _items(
+    rule: Rule, addressees: Mapping[str, Addressee], view: dict[str, Any], say: Callable[[str], Rendered]
+) -> Iterator[Item]:
+    """The mails of a rule that are gathered, one for each address."""
+    told: set[str] = set()
+    for which in rule.recipients:
+        address = addressees[which].email
+        if rule.digest is None or not address or address.casefold() in told:
+            continue
+        told.add(address.casefold())
+        try:
+            subject = say(which).subject
+        except RenderError as error:
+            # Not for this is it left out of its digest.
+            log.error("an item of a digest has no subject", rule=rule.name, reason=str(error))
+            subject = ""
+        # The link is the digest's.
+        shown = addressed(view, which) | {"subject": subject, "rule": rule.name}
+        yield Item(rule.digest, address, view["user"]["locale"], views.encode(shown))
 
 
 def _addressee(view: Mapping[str, Any], which: str, link: Callable[[str], str]) -> Addressee:

@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tidings.notifications.v1 import in_app_pb2, notifications_pb2, sends_pb2
+from tidings.notifications.v1 import digests_pb2, in_app_pb2, notifications_pb2, sends_pb2
 
 EMAIL = "email"
 IN_APP = "in_app"
@@ -82,6 +82,26 @@ class Delivery:
     problem: str = ""
 
 
+class DigestState(IntEnum):
+    """Digest.State, as stored."""
+
+    OPEN = digests_pb2.Digest.OPEN
+    CLOSED = digests_pb2.Digest.CLOSED
+    CANCELLED = digests_pb2.Digest.CANCELLED
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A mail that is gathered by the digest of this name instead of being delivered by itself."""
+
+    digest: str
+    target: str
+    # Its user's.
+    locale: str
+    # What the digest's template sees of it, as JSON.
+    view: str
+
+
 @dataclass(frozen=True, slots=True)
 class Notification:
     """A notification to be stored with its deliveries."""
@@ -105,6 +125,10 @@ class Notification:
     locale: str = ""
     # Of one that a caller sent; then its event's id is its own.
     send_id: uuid.UUID | None = None
+    # Mails that are gathered, and the digest that they go into, of several the first; or the digest that it is the mail
+    # of.
+    items: tuple[Item, ...] = ()
+    digest_id: uuid.UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +268,21 @@ def sent_id(send_id: uuid.UUID, user_id: uuid.UUID) -> uuid.UUID:
 def delivery_id(notification: uuid.UUID, channel: str, target: str) -> uuid.UUID:
     """The id of a notification's delivery to a target."""
     return uuid.uuid5(notification, f"{channel}:{target}")
+
+
+def digest_rule(name: str) -> str:
+    """What stands for the rule of a digest's notification."""
+    return f"digest:{name}"
+
+
+def digest_id(first: uuid.UUID, name: str, target: str) -> uuid.UUID:
+    """The id of the digest that a notification's mail to a target opens."""
+    return uuid.uuid5(first, f"digest:{name}:{target}")
+
+
+def digest_notification_id(digest: uuid.UUID) -> uuid.UUID:
+    """The id of what a digest becomes."""
+    return uuid.uuid5(digest, "notification")
 
 
 def stamp(time: datetime | None) -> Timestamp | None:

@@ -211,6 +211,20 @@ def unknown_send(identity: str, field: str = "id") -> NotFoundError:
     )
 
 
+def unknown_digest(identity: str) -> NotFoundError:
+    """A digest that does not exist."""
+    return NotFoundError(f"id: no digest {identity}", reason="UNKNOWN_DIGEST", metadata={"field": "id", "id": identity})
+
+
+def digest_cancelled(identity: str, reason: str) -> FailedPreconditionError:
+    """A digest that becomes nothing any more, with the reason."""
+    return FailedPreconditionError(
+        f"id: digest {identity} is cancelled: {reason}",
+        reason="DIGEST_CANCELLED",
+        metadata={"id": identity, "reason": reason},
+    )
+
+
 def database_unavailable() -> UnavailableError:
     """The database cannot be reached."""
     return UnavailableError("the database is not available", reason="DATABASE_UNAVAILABLE", retry_after=1.0)

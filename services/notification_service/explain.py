@@ -17,7 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from notification_service import gate, preferences
 from notification_service.categories import Categories
-from notification_service.domain import IN_APP, stamp
+from notification_service.domain import EMAIL, IN_APP, stamp
 from notification_service.event_search import Found
 from notification_service.gate import Candidate, Defer, Send
 from notification_service.rules import Rule
@@ -168,6 +168,10 @@ def _notification(facts: Facts, one: Notification) -> Iterator[Step]:
     for channel in dict.fromkeys((*one.channels, *(rule.channels if rule else ()))):
         if channel == IN_APP:
             yield from _in_app(one)
+        elif channel not in carried and channel == EMAIL and one.digest_id:
+            gathered = _no_delivery(one, channel, "GATHERED", "its mail goes out with others, in a digest")
+            gathered.name = one.digest_id
+            yield gathered
         elif channel not in carried and channel in one.channels:
             yield _no_delivery(one, channel, "NO_TARGET", "there was nobody to send it to over this channel")
 

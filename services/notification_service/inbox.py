@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC
 
 import psycopg
 
-from notification_service import metrics, tracing
+from notification_service import metrics, tracing, windows
 from notification_service.compose import Composer
 from notification_service.domain import Cursor, Hold, Notification
-from notification_service.store import feed
+from notification_service.store import digests, feed
 from servicekit import telemetry
 from servicekit.database import Connection
 from tidings.client import Batch, shard_of
@@ -96,16 +96,30 @@ class Inbox:
             floors=tuple(floor for floor in cursor.floors if max(floor) > batch.position),
             since=None,
         )
-        time = batch.events[-1].commit_time.ToDatetime(tzinfo=UTC) if batch.events else None
-        head = max(batch.head_position, batch.position)
         gone = (one for one in batch.events if one.type == users_pb2.UserEvent.DELETED and _is_news(one, cursor.floors))
         deleted = {uuid.UUID(one.user.id): feed.Deletion(one.position, one.user.version) for one in gone}
+        made = await self._gather(connection, new, {user: one.position for user, one in deleted.items()})
+        time = batch.events[-1].commit_time.ToDatetime(tzinfo=UTC) if batch.events else None
+        head = max(batch.head_position, batch.position)
         stored = await feed.write_inbox(
-            connection, locked, new, after, position_time=time, head_position=head, deleted=deleted
+            connection, locked, made, after, position_time=time, head_position=head, deleted=deleted
         )
         if stored is None:
             raise CursorMovedError(f"the inbox is not at {locked.inbox_position} any more")
+        metrics.gathered(sum(len(one.items) for one in made))
         return stored
+
+    async def _gather(
+        self, connection: Connection, new: Sequence[Notification], deleted: Mapping[uuid.UUID, int]
+    ) -> Sequence[Notification]:
+        """Stores items of digests, and ends digests of the deleted. The notifications have their digests' ids then."""
+        concerned = {one.user_id for one in new if one.items} | deleted.keys()
+        if not concerned:
+            return new
+        opened, now = await digests.lock_open(connection, concerned)
+        gathered = windows.gather(new, deleted, opened, self._composer.digests, now)
+        await digests.write(connection, gathered)
+        return gathered.notifications
 
 
 def _is_news(event: users_pb2.UserEvent, floors: Sequence[Sequence[int]]) -> bool:

@@ -114,6 +114,13 @@ SEND_RECIPIENTS = Counter(
     "Recipients of sends that were passed: `made` a notification, or skipped, by why.",
     "tidings.outcome",
 )
+DIGESTS_OPEN = Gauge("tidings.digests.open", "{digest}", "Digests whose window is open, as of 10 s ago at most.")
+DIGEST_ITEMS = Counter("tidings.digests.items", "{item}", "Mails that were gathered by digests.")
+DIGESTS_OVERDUE = Gauge(
+    "tidings.digests.overdue",
+    "s",
+    "For how long the digest that is due the longest has been so and is not closed, or 0, as of 10 s ago at most.",
+)
 
 INSTRUMENTS: tuple[Instrument, ...] = (
     CONSUMED,
@@ -136,11 +143,15 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     RECIPIENTS_LAG,
     SENDS,
     SEND_RECIPIENTS,
+    DIGESTS_OPEN,
+    DIGEST_ITEMS,
+    DIGESTS_OVERDUE,
 )
 
 _consumed = CONSUMED.of("user_events")
 _process = PROCESS.of()
 _endpoints_gone = ENDPOINTS_GONE.of()
+_digest_items = DIGEST_ITEMS.of()
 _commit_to_processed = COMMIT_TO_PROCESSED.of()
 
 
@@ -246,6 +257,12 @@ def endpoint_gone() -> None:
     _endpoints_gone.add(1)
 
 
+def gathered(items: int) -> None:
+    """Mails were gathered by digests instead of being delivered by themselves."""
+    if items:
+        _digest_items.add(items)
+
+
 def attempted(channel: str, result: Result, began: float, event_id: uuid.UUID) -> None:
     """An attempt to deliver what became of an event, begun at a time of `time.perf_counter`, has ended."""
     ATTEMPTS.of(channel, result.name.lower()).add(1)
@@ -323,3 +340,16 @@ class Sends:
     def found(self, standing: Mapping[str, int]) -> None:
         """Takes how many there are by state."""
         self._found = standing
+
+
+class Digests:
+    """How digests stand, as the database was last asked."""
+
+    def __init__(self) -> None:
+        self._open, self._overdue = 0, 0.0
+        DIGESTS_OPEN.read_one(lambda: self._open)
+        DIGESTS_OVERDUE.read_one(lambda: self._overdue)
+
+    def found(self, opened: int, overdue: float) -> None:
+        """Takes how many are open, and for how many seconds one has been due."""
+        self._open, self._overdue = opened, overdue

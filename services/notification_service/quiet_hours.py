@@ -65,12 +65,12 @@ def _end_of_window(hours: QuietHours, zone: ZoneInfo, moment: datetime) -> datet
 def _window(hours: QuietHours, zone: ZoneInfo, day: date) -> tuple[datetime, datetime]:
     last = day if hours.end > hours.start else day + timedelta(days=1)
     return (
-        _instant(datetime.combine(day, hours.start), zone, fold=0),
-        _instant(datetime.combine(last, hours.end), zone, fold=1),
+        instant_of(datetime.combine(day, hours.start), zone, fold=0),
+        instant_of(datetime.combine(last, hours.end), zone, fold=1),
     )
 
 
-def _instant(wall: datetime, zone: ZoneInfo, *, fold: int) -> datetime:
+def instant_of(wall: datetime, zone: ZoneInfo, *, fold: int) -> datetime:
     """When the clocks show `wall`: the first time (fold 0), the last (fold 1), or when they jump over it."""
     instant = wall.replace(tzinfo=zone, fold=fold).astimezone(UTC)
     if instant.astimezone(zone).replace(tzinfo=None) == wall:

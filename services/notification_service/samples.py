@@ -13,6 +13,15 @@ _NOW = "2026-01-31T12:00:00+00:00"
 _TIMES = frozenset({"create_time", "update_time", "delete_time", "purge_time", "time"})
 _WHICH = ("current", "previous")
 
+# What the template of a digest sees of it.
+DIGEST: Mapping[str, Any] = {"name": "digest", "open_time": datetime.fromisoformat(_NOW)}
+
+
+def items(seen: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Two items for the template of a digest, of what the templates of their rules see."""
+    subjects = ("The first of two things", "The second of two things")
+    return [{**seen, "subject": subject, "rule": "sample"} for subject in subjects]
+
 
 def _user(email: str) -> dict[str, Any]:
     return {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     ARRAY,
+    JSON,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -28,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
-SCHEMA_REVISION = "0009"
+SCHEMA_REVISION = "0010"
 
 NAMING = {
     "ix": "%(table_name)s_%(column_0_N_name)s_idx",
@@ -130,6 +131,8 @@ notifications = Table(
     Column("time_zone", Text, nullable=False, server_default=text("''")),
     # Of one that was sent by a call: then its event's id is its own id, and its rule is empty.
     Column("send_id", UUID(as_uuid=True)),
+    # The digest that its mails went into, of several the first; or the digest that it is the mail of.
+    Column("digest_id", UUID(as_uuid=True)),
     UniqueConstraint("position"),
     UniqueConstraint("event_id", "rule"),
     Index(None, "user_id", "position"),
@@ -155,6 +158,8 @@ for _name, _conditions in (
         notifications.c.position,
         postgresql_where=and_(_is_in_app, *_conditions),
     )
+
+Index("notifications_digest_idx", notifications.c.digest_id, postgresql_where=notifications.c.digest_id.is_not(None))
 
 # Counts what was changed by hand in a user's in-app inbox, so that other replicas notice. No row is as zero.
 in_app_changes = Table(
@@ -461,3 +466,73 @@ sends = Table(
 # What the sender takes from: small however many sends have ended.
 Index("sends_due_idx", sends.c.send_time, postgresql_where=text("state IN (1, 2)"))
 Index("sends_unsettled_idx", sends.c.id, postgresql_where=text("state = 4 AND NOT settled"))
+
+# Mails to one address that are gathered until their window closes, and then go out as one.
+digests = Table(
+    "digests",
+    metadata,
+    # UUIDv5 of its first notification, its name and its target.
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    # What lists are ordered by.
+    Column("position", BigInteger, Identity(always=True), nullable=False),
+    Column("user_id", UUID(as_uuid=True), nullable=False),
+    # As the rules file names it.
+    Column("name", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    # What the file said, and how its user was, when its last item came in.
+    Column("category", Text, nullable=False),
+    Column("template", Text, nullable=False),
+    Column("locale", Text, nullable=False, server_default=text("''")),
+    Column("time_zone", Text, nullable=False, server_default=text("''")),
+    # Digest.State
+    Column("state", SmallInteger, nullable=False, server_default=text("1")),
+    # Whether it takes further items; one that does not is about to close.
+    Column("gathers", Boolean, nullable=False, server_default=text("true")),
+    Column("items", Integer, nullable=False),
+    Column("open_time", DateTime(timezone=True), nullable=False),
+    # When it is due.
+    Column("close_time", DateTime(timezone=True), nullable=False),
+    # Whoever closes it has it for so long.
+    Column("lease_until", DateTime(timezone=True)),
+    Column("end_time", DateTime(timezone=True)),
+    # Why it was cancelled.
+    Column("end_reason", Text, nullable=False, server_default=text("''")),
+    # What it became.
+    Column("notification_id", UUID(as_uuid=True)),
+    # Of its first item.
+    Column("event_id", UUID(as_uuid=True), nullable=False),
+    Column("event_position", BigInteger, nullable=False),
+    Column("trace_parent", Text, nullable=False, server_default=text("''")),
+    Column("trace_state", Text, nullable=False, server_default=text("''")),
+    UniqueConstraint("position"),
+    Index(None, "user_id", "position"),
+    Index(None, "name", "position"),
+    CheckConstraint("state IN (1, 2, 3)", name="state"),
+)
+# One window at a time.
+Index(
+    "digests_gathering_idx",
+    digests.c.user_id,
+    digests.c.name,
+    digests.c.target,
+    unique=True,
+    postgresql_where=text("state = 1 AND gathers"),
+)
+# What is due; and lists by state, all but CLOSED, which is nearly every row.
+Index("digests_due_idx", digests.c.close_time, postgresql_where=digests.c.state == text("1"))
+Index("digests_open_idx", digests.c.state, digests.c.position, postgresql_where=digests.c.state != text("2"))
+Index("digests_notification_idx", digests.c.notification_id, postgresql_where=digests.c.notification_id.is_not(None))
+
+# What was gathered, with all that its mail needs.
+digest_items = Table(
+    "digest_items",
+    metadata,
+    Column("digest_id", UUID(as_uuid=True), ForeignKey(digests.c.id, ondelete="CASCADE"), primary_key=True),
+    # From 1 on, in the order in which they came.
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("notification_id", UUID(as_uuid=True), nullable=False),
+    # As templates see it.
+    Column("view", JSON, nullable=False),
+    # No mail is in it twice; and which digests a notification went into.
+    UniqueConstraint("notification_id", "digest_id"),
+)

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 
 class Entry(BaseModel):
-    """One table of a file's only list."""
+    """One table of a list in a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
@@ -38,27 +38,36 @@ def one_of(names: Collection[str]) -> AfterValidator:
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
 
 
-def read(path: Path, key: str, kind: type[AnyEntry]) -> tuple[AnyEntry, ...]:
-    """The entries of `[[key]]` of a file, each with a name of its own."""
+def read(path: Path, key: str, kind: type[AnyEntry], *, beside: Collection[str] = ()) -> tuple[AnyEntry, ...]:
+    """The entries of `[[key]]` of a file, each with a name of its own. The file may have the lists `beside`, too."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InvalidConfigError(f"{path}: {error}") from None
-    return parse(path, content, key, kind)
+    return parse(path, content, key, kind, beside=beside)
 
 
-def parse(path: Path, content: bytes, key: str, kind: type[AnyEntry], *, distinct: bool = True) -> tuple[AnyEntry, ...]:
-    """The entries of `[[key]]` in what a file holds; unless `distinct` is off each with a name of its own."""
+def parse(
+    path: Path,
+    content: bytes,
+    key: str,
+    kind: type[AnyEntry],
+    *,
+    distinct: bool = True,
+    beside: Collection[str] = (),
+) -> tuple[AnyEntry, ...]:
+    """The entries of `[[key]]` in what a file holds; unless `distinct` is off each with a name of its own. The file may
+    have the lists `beside`, too.
+    """
     try:
         document = tomllib.loads(content.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InvalidConfigError(f"{path}: {error}") from None
-    unknown = sorted(set(document) - {key})
+    unknown = sorted(set(document) - {key, *beside})
     tables = document.get(key, [])
     if unknown or not isinstance(tables, list):
-        raise InvalidConfigError(
-            f"{path}: has [[{key}]] tables and nothing else, but found: {', '.join(unknown) or key}"
-        )
+        known = " and ".join(f"[[{name}]]" for name in (key, *beside))
+        raise InvalidConfigError(f"{path}: has {known} tables and nothing else, but found: {', '.join(unknown) or key}")
     entries: list[AnyEntry] = []
     problems: list[str] = []
     for number, table in enumerate(tables, 1):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 import pytest
@@ -28,6 +28,9 @@ from servicekit.database import Connection, Pool
 from tests.harness import Database
 from tidings.client import Batch
 from tidings.users.v1 import users_pb2
+
+if TYPE_CHECKING:
+    from tests.notifications.digesting import Site
 
 SENDER = "Tidings <no-reply@tidings.localhost>"
 TRACE_PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -61,6 +64,23 @@ def explainer(pool: Pool) -> Explainer:
     """What explains deliveries where no user service can be asked."""
     users = grpc.aio.insecure_channel("127.0.0.1:1")
     return Explainer(pool, users, rules.load(None), categories.load(None), lambda channel, target: "", tuple)
+
+
+@pytest.fixture(scope="session")
+def digesting(tmp_path_factory: pytest.TempPathFactory) -> Composer:
+    """Rules with digests of an hour, of three items at most."""
+    # It uses what this module has.
+    from tests.notifications.digesting import compose_of
+
+    return compose_of(tmp_path_factory.mktemp("digests"))
+
+
+@pytest.fixture
+async def site(digesting: Composer, pool: Pool, connection: Connection) -> Site:
+    """An inbox with these rules, and one who closes its digests."""
+    from tests.notifications.digesting import Site
+
+    return Site(digesting, pool, connection)
 
 
 @dataclass(frozen=True, slots=True)

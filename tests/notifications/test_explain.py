@@ -198,6 +198,15 @@ def test_channels_that_carry_nothing_say_so(events: Events) -> None:
     assert [(one.channel, one.verdict) for one in told] == [("webhook", "NO_TARGET"), ("in_app", "NOT_COMPOSED")]
 
 
+def test_a_mail_that_is_gathered_is_where_its_digest_is(events: Events) -> None:
+    note, _ = pending()
+    note.digest_id = str(uuid.uuid4())
+    steps = explain.steps(facts(events.created("ada"), notifications=[note]))
+    told = [one for one in steps if one.kind == Step.CHANNEL]
+    assert ("email", "GATHERED", note.digest_id) in [(one.channel, one.verdict, one.name) for one in told]
+    assert ("webhook", "NO_TARGET", "") in [(one.channel, one.verdict, one.name) for one in told]
+
+
 async def test_a_mail_that_quiet_hours_held_and_an_event_that_made_nothing(
     databases: Databases, services: Services, mail_catcher: MailCatcher
 ) -> None:

@@ -69,7 +69,7 @@ def test_a_rule_of_several_fields_matches_any_of_them(events: Events, tmp_path: 
         (GOOD + 'colour = "red"', "rule 'hello': colour: Extra inputs"),
         (GOOD + GOOD, "rule 'hello': another one has this name"),
         (GOOD + "rules", "Expected '='"),
-        ("[other]", "has [[rules]] tables and nothing else, but found: other"),
+        ("[other]", "has [[rules]] and [[digests]] tables and nothing else, but found: other"),
     ],
 )
 def test_a_wrong_rule_is_named(tmp_path: Path, text: str, says: str) -> None:

@@ -230,7 +230,7 @@ async def api(mail: MailServer, tmp_path: Path) -> AsyncIterator[Api]:
 
 async def test_list(api: Api) -> None:
     found = {one.name: one async for one in api.client.list(page_size=2)}
-    assert list(found) == ["email-changed", "goodbye", "welcome"]
+    assert list(found) == ["digest", "email-changed", "goodbye", "welcome"]
     assert [one.locale for one in found["welcome"].translations] == ["", "de"]
     assert list(found["welcome"].translations[1].parts) == ["subject", "text", "html"]
     assert list(found["welcome"].rules) == ["welcome"]

@@ -44,7 +44,9 @@ class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
         self, request: notifications_pb2.ListNotificationsRequest, context: _Context
     ) -> notifications_pb2.ListNotificationsResponse:
         asked = request.filter
-        filters = requests.ids(user_id=asked.user_id, event_id=asked.event_id, send_id=asked.send_id)
+        filters = requests.ids(
+            user_id=asked.user_id, event_id=asked.event_id, send_id=asked.send_id, digest_id=asked.digest_id
+        )
         if asked.category:
             filters["category"] = asked.category
         size, selection, before = requests.page(request, filters)

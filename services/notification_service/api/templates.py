@@ -11,11 +11,11 @@ from typing import Any
 import grpc.aio
 from google.protobuf.json_format import MessageToDict
 
-from notification_service import errors, samples, tokens
+from notification_service import errors, gathered, samples, tokens
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.channels.email import Mail, message_id
 from notification_service.compose import Composer, addressed
-from notification_service.domain import Result, stamp
+from notification_service.domain import Result, digest_rule, stamp
 from notification_service.templates import Rendered, RenderError, Templates
 from servicekit import logs, rpc
 from servicekit.configfile import InvalidConfigError
@@ -63,7 +63,7 @@ class TemplateService(templates_pb2_grpc.TemplateServiceServicer):
                         templates_pb2.Template.Translation(locale=locale, parts=[_PARTS[part] for part in parts])
                         for locale, parts in current.files.locales(name).items()
                     ],
-                    rules=[rule.name for rule in self._composer.rules if rule.template == name],
+                    rules=self._users_of(name),
                     problems=problems[name],
                 )
                 for name in names[first:end]
@@ -122,6 +122,8 @@ class TemplateService(templates_pb2_grpc.TemplateServiceServicer):
         kinds = [rule.on[0] for rule in self._composer.rules if rule.template == request.template]
         view, which = samples.view(MessageToDict(request.sample), kinds[0] if kinds else "UPDATED")
         seen = addressed(view, which, view["unsubscribe_url"])
+        if self._is_of_digest(request.template):
+            seen = gathered.context(samples.items(seen), samples.DIGEST, view["unsubscribe_url"])
         locale = request.locale or str(view["user"]["locale"])
         render: Callable[[], Rendered] = lambda: self._rendered(request.template, seen, locale, html)  # noqa: E731
         async with self._tried:
@@ -132,6 +134,17 @@ class TemplateService(templates_pb2_grpc.TemplateServiceServicer):
         if said.html_problem:
             raise errors.template_failed(said.html_problem)
         return said, str(seen["name"])
+
+    def _users_of(self, name: str) -> list[str]:
+        """What a template says, by the names of rules; digests are there as what stands for their rule."""
+        rules = [rule.name for rule in self._composer.rules if rule.template == name]
+        return rules + [digest_rule(one.name) for one in self._composer.digests.values() if one.template == name]
+
+    def _is_of_digest(self, name: str) -> bool:
+        """Whether a template says a digest: by the rules file, else by its name."""
+        if any(one.template == name for one in self._composer.digests.values()):
+            return True
+        return name == samples.DIGEST["name"] and all(rule.template != name for rule in self._composer.rules)
 
     def _rendered(self, name: str, seen: dict[str, Any], locale: str, html: bool) -> Rendered:
         apart = self._templates.apart()

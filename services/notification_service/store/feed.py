@@ -147,6 +147,7 @@ _note = rows(
     n_template_version=Text(),
     n_time_zone=Text(),
     n_locale=Text(),
+    n_digest_id=UUID,
     n_send_id=UUID,
 )
 _sent = rows(
@@ -205,8 +206,8 @@ def _store(moved: Any, *moves: Any) -> str:
 
 _STORE_WHOLE = _store(_whole, _seen)
 _STORE_SHARD = _store(_counters, _move_shard.cte("shard_moved"))
-# What a send makes leaves the feed's place alone.
-_STORE_SENT = _store(
+# What no batch made leaves the feed's place alone.
+_STORE_MADE = _store(
     update(inbox)
     .values(**{name: _counted[name] for name in ("notification_position", "delivery_position")})
     .returning(inbox.c.notification_position, inbox.c.delivery_position)
@@ -407,9 +408,9 @@ async def write_inbox(
     return after
 
 
-async def store_sent(connection: Connection, made: Sequence[Notification]) -> None:
-    """Stores notifications and deliveries that no event made, in the caller's transaction, which holds the lock of the
-    inbox's row from then on.
+async def write_made(connection: Connection, made: Sequence[Notification]) -> None:
+    """Stores notifications and deliveries that no batch of events made, in the caller's transaction, which holds the
+    lock of the inbox's row from then on.
     """
     values = {
         "more_notifications": len(made),
@@ -417,7 +418,7 @@ async def store_sent(connection: Connection, made: Sequence[Notification]) -> No
         **_notification_arrays(made),
         **_delivery_arrays(made),
     }
-    if await (await connection.execute(_STORE_SENT, values)).fetchone() is None:
+    if await (await connection.execute(_STORE_MADE, values)).fetchone() is None:
         raise LookupError("the inbox has no row")
 
 
@@ -439,6 +440,7 @@ def _notification_arrays(made: Sequence[Notification]) -> dict[str, arrays.Array
         "n_template_version": arrays.texts([one.template_version for one in made]),
         "n_time_zone": arrays.texts([one.time_zone for one in made]),
         "n_locale": arrays.texts([one.locale for one in made]),
+        "n_digest_id": arrays.nullable_uuids([one.digest_id for one in made]),
         "n_send_id": arrays.nullable_uuids([one.send_id for one in made]),
     }
 

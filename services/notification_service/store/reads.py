@@ -77,6 +77,7 @@ NOTIFICATION_COLUMNS = (
     _note.template_version,
     _note.locale,
     _note.send_id,
+    _note.digest_id,
 )
 _DELIVERY_COLUMNS = (
     _delivery.position,
@@ -245,7 +246,7 @@ _SHARDS = sql(
 def notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
     """The message of a row of NOTIFICATION_COLUMNS."""
     identity, position, user_id, event_id, event_position, rule, category, template, channels, *rest = row
-    subject, body, create_time, trace_parent, trace_state, *marks, template_version, locale, send_id = rest
+    subject, body, create_time, trace_parent, trace_state, *marks, template_version, locale, send_id, digest_id = rest
     seen_time, read_time, archive_time = marks
     return notifications_pb2.Notification(
         id=str(identity),
@@ -269,6 +270,7 @@ def notification(row: tuple[Any, ...]) -> notifications_pb2.Notification:
         template_version=template_version,
         locale=locale,
         send_id=str(send_id) if send_id else "",
+        digest_id=str(digest_id) if digest_id else "",
     )
 
 

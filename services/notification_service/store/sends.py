@@ -400,7 +400,7 @@ async def advance(connection: Connection, order: Order, page: Page) -> None:
         if await (await connection.execute(_LOCK, values)).fetchone() is None:
             raise TurnLostError
         if page.made:
-            await feed.store_sent(connection, page.made)
+            await feed.write_made(connection, page.made)
             # Under the lock of the inbox's row, by which deletions are marked, too.
             ids = [one.user_id for one in page.made]
             if len(await recipients.living(connection, ids)) < len(ids):

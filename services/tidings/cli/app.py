@@ -14,6 +14,7 @@ from tidings.cli import (
     deliveries,
     deliveries_change,
     deliveries_explain,
+    digests,
     doctor,
     endpoints,
     in_app,
@@ -85,6 +86,7 @@ app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(templates.app, name="templates")
 app.add_typer(preferences.app, name="preferences")
 app.add_typer(suppressions.app, name="suppressions")
+app.add_typer(digests.app, name="digests")
 app.add_typer(mail.app, name="mail")
 app.add_typer(new_token.app, name="token")
 doctor.register(app)

@@ -16,6 +16,7 @@ Errors are subclasses of `TidingsError`: `ApiError` for a call, `FeedError` for 
 
 from tidings.client.channel import connect
 from tidings.client.cursor import CursorStore, FileCursor, MemoryCursor
+from tidings.client.digests import Digests
 from tidings.client.endpoints import WebhookEndpoints
 from tidings.client.errors import (
     ApiError,
@@ -50,6 +51,7 @@ __all__ = [
     "BadTokenError",
     "Batch",
     "CursorStore",
+    "Digests",
     "DivergedTokenError",
     "FeedError",
     "FeedRefusedError",

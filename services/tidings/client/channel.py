@@ -41,6 +41,7 @@ _RETRIED = {
     "tidings.notifications.v1.InAppService": ("ListInAppNotifications", "GetInAppCounts"),
     "tidings.notifications.v1.TemplateService": ("ListTemplates",),
     "tidings.notifications.v1.SendService": ("SendNotification", "GetSend", "ListSends", "CancelSend"),
+    "tidings.notifications.v1.DigestService": ("ListDigests", "GetDigest", "FlushDigest"),
 }
 
 _SERVICE_CONFIG = {

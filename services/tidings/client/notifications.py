@@ -35,15 +35,17 @@ class Notifications:
         event_id: str = "",
         send_id: str = "",
         category: str = "",
+        digest_id: str = "",
         page_size: int = PAGE_SIZE,
     ) -> AsyncGenerator[notifications_pb2.Notification, None]:
         """Notifications, newest first; pages are fetched as they are needed."""
         request = notifications_pb2.ListNotificationsRequest(page_size=page_size)
-        if user_id or event_id or send_id or category:
+        if user_id or event_id or send_id or category or digest_id:
             request.filter.user_id = user_id
             request.filter.event_id = event_id
             request.filter.send_id = send_id
             request.filter.category = category
+            request.filter.digest_id = digest_id
         while True:
             page = await answer(self._stub.ListNotifications(request, timeout=self._timeout))
             for notification in page.notifications:

@@ -44,6 +44,7 @@ class Notification(_message.Message):
     TRACE_STATE_FIELD_NUMBER: _builtins.int
     TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
     LOCALE_FIELD_NUMBER: _builtins.int
+    DIGEST_ID_FIELD_NUMBER: _builtins.int
     SEEN_TIME_FIELD_NUMBER: _builtins.int
     READ_TIME_FIELD_NUMBER: _builtins.int
     ARCHIVE_TIME_FIELD_NUMBER: _builtins.int
@@ -70,6 +71,10 @@ class Notification(_message.Message):
     template that was used, empty for the language of everybody. Both are empty if nothing was rendered.
     """
     locale: _builtins.str
+    digest_id: _builtins.str
+    """The digest that its mails went into instead of out by themselves, of several (to several addresses) the first; or,
+    where the rule is "digest:NAME", the digest that it is the mail of. Empty for all others.
+    """
     send_id: _builtins.str
     """The send that made it, see SendService; then it has no event and no rule."""
     @_builtins.property
@@ -103,6 +108,7 @@ class Notification(_message.Message):
         trace_state: _builtins.str = ...,
         template_version: _builtins.str = ...,
         locale: _builtins.str = ...,
+        digest_id: _builtins.str = ...,
         seen_time: _timestamp_pb2.Timestamp | None = ...,
         read_time: _timestamp_pb2.Timestamp | None = ...,
         archive_time: _timestamp_pb2.Timestamp | None = ...,
@@ -110,7 +116,7 @@ class Notification(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "create_time", b"create_time", "read_time", b"read_time", "seen_time", b"seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "body", b"body", "category", b"category", "channels", b"channels", "create_time", b"create_time", "event_id", b"event_id", "event_position", b"event_position", "id", b"id", "locale", b"locale", "position", b"position", "read_time", b"read_time", "rule", b"rule", "seen_time", b"seen_time", "send_id", b"send_id", "subject", b"subject", "template", b"template", "template_version", b"template_version", "trace_parent", b"trace_parent", "trace_state", b"trace_state", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "body", b"body", "category", b"category", "channels", b"channels", "create_time", b"create_time", "digest_id", b"digest_id", "event_id", b"event_id", "event_position", b"event_position", "id", b"id", "locale", b"locale", "position", b"position", "read_time", b"read_time", "rule", b"rule", "seen_time", b"seen_time", "send_id", b"send_id", "subject", b"subject", "template", b"template", "template_version", b"template_version", "trace_parent", b"trace_parent", "trace_state", b"trace_state", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -469,7 +475,7 @@ class ExplainDeliveryResponse(_message.Message):
             """MADE, as `detail` says."""
             CHANNEL: ExplainDeliveryResponse.Step._Kind.ValueType  # 5
             """A channel that carries no delivery: NO_TARGET: there is nobody to send it to. NOT_COMPOSED: its words could not
-            be made. In-app: SHOWN, and SEEN, READ, ARCHIVED by the user.
+            be made. GATHERED: its mail goes out with others, by the digest `name`, which knows what became of it. In-app: SHOWN, and SEEN, READ, ARCHIVED by the user.
             """
             PREFERENCE: ExplainDeliveryResponse.Step._Kind.ValueType  # 6
             """What the user wants, or what holds because they said nothing: ON or OFF, as it applies now; `name` is why:
@@ -514,7 +520,7 @@ class ExplainDeliveryResponse(_message.Message):
         """MADE, as `detail` says."""
         CHANNEL: ExplainDeliveryResponse.Step.Kind.ValueType  # 5
         """A channel that carries no delivery: NO_TARGET: there is nobody to send it to. NOT_COMPOSED: its words could not
-        be made. In-app: SHOWN, and SEEN, READ, ARCHIVED by the user.
+        be made. GATHERED: its mail goes out with others, by the digest `name`, which knows what became of it. In-app: SHOWN, and SEEN, READ, ARCHIVED by the user.
         """
         PREFERENCE: ExplainDeliveryResponse.Step.Kind.ValueType  # 6
         """What the user wants, or what holds because they said nothing: ON or OFF, as it applies now; `name` is why:
@@ -619,10 +625,12 @@ class ListNotificationsRequest(_message.Message):
         USER_ID_FIELD_NUMBER: _builtins.int
         EVENT_ID_FIELD_NUMBER: _builtins.int
         CATEGORY_FIELD_NUMBER: _builtins.int
+        DIGEST_ID_FIELD_NUMBER: _builtins.int
         SEND_ID_FIELD_NUMBER: _builtins.int
         user_id: _builtins.str
         event_id: _builtins.str
         category: _builtins.str
+        digest_id: _builtins.str
         send_id: _builtins.str
         def __init__(
             self,
@@ -630,11 +638,12 @@ class ListNotificationsRequest(_message.Message):
             user_id: _builtins.str = ...,
             event_id: _builtins.str = ...,
             category: _builtins.str = ...,
+            digest_id: _builtins.str = ...,
             send_id: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "event_id", b"event_id", "send_id", b"send_id", "user_id", b"user_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "digest_id", b"digest_id", "event_id", b"event_id", "send_id", b"send_id", "user_id", b"user_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -294,8 +294,7 @@ async def _serve(
     )
     sender = Sender(
         sending,
-        composer.templates,
-        composer.writers,
+        composer,
         stored,
         turn=settings.shard_lease,
         poll_interval=settings.poll_interval,

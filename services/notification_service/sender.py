@@ -14,19 +14,19 @@ import asyncio
 import contextlib
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import psycopg
 
 from notification_service import metrics, sent
-from notification_service.channels import Writer
+from notification_service.compose import Composer
 from notification_service.domain import Notification, Order, Person
 from notification_service.sent import SkippedError
 from notification_service.store import recipients, sends
 from notification_service.store.sends import DeletedMeanwhileError, Page, TurnLostError
-from notification_service.templates import Loaded, RenderError, Templates
+from notification_service.templates import Loaded, RenderError
 from servicekit import logs, tasks
 from servicekit.database import Connection, Pool
 
@@ -66,16 +66,14 @@ class Sender:
     def __init__(
         self,
         pool: Pool,
-        templates: Templates,
-        writers: Mapping[str, Writer],
+        composer: Composer,
         stored: Callable[[], None],
         *,
         turn: float,
         poll_interval: float,
     ) -> None:
         self._pool = pool
-        self._templates = templates
-        self._writers = writers
+        self._composer = composer
         self._stored = stored
         self._turn = turn
         self._poll_interval = poll_interval
@@ -110,7 +108,7 @@ class Sender:
 
     async def _expand(self, order: Order) -> None:
         """Makes the next page of a send; stores it, or leaves it to the next turn."""
-        templates = self._templates.current
+        templates = self._composer.templates.current
         try:
             failure = await self._problem(order, templates)
             if failure:
@@ -155,7 +153,7 @@ class Sender:
             return f"UNKNOWN_TEMPLATE: there is no template {order.template} any more"
         try:
             await asyncio.to_thread(
-                sent.try_out, order.template, order.channels, order.params, templates, self._writers
+                sent.try_out, order.template, order.channels, order.params, templates, self._composer.writers
             )
         except RenderError as error:
             return f"TEMPLATE_FAILED: {error}"
@@ -193,7 +191,7 @@ class Sender:
         made, reasons = [], []
         for person in people:
             try:
-                made.append(sent.notification(order, person, templates, self._writers))
+                made.append(sent.notification(order, person, templates, self._composer))
             except SkippedError as skipped:
                 reasons.append(str(skipped))
         return made, reasons

@@ -14,7 +14,7 @@ from typing import Any
 
 from notification_service import domain, samples
 from notification_service.channels import Addressee, Draft, Says, Writer
-from notification_service.compose import addressed
+from notification_service.compose import Composer, addressed
 from notification_service.domain import EMAIL, IN_APP, Notification, Order, Person
 from notification_service.rules import SENT
 from notification_service.templates import Loaded, Rendered, RenderError
@@ -53,19 +53,23 @@ def try_out(
             raise RenderError(said.html_problem)
 
 
-def notification(order: Order, person: Person, templates: Loaded, writers: Mapping[str, Writer]) -> Notification:
+def notification(order: Order, person: Person, templates: Loaded, composer: Composer) -> Notification:
     """What a send makes for one user. Raises SkippedError."""
     identity = domain.sent_id(order.id, person.user_id)
     channels = [one for one in order.channels if one != EMAIL or person.email]
     if not channels:
         raise SkippedError(NO_ADDRESS)
-    needs = says(channels, writers)
+    needs = says(channels, composer.writers)
     view = {"user": _user_view(person), "params": order.params}
-    context = addressed(view, "current")
+    link = composer.unsubscribe(person.user_id, order.category, person.email) if person.email else ""
+    context = addressed(view, "current", link)
+
+    def render(seen: Mapping[str, Any]) -> Rendered:
+        return templates.render(order.template, seen, locale=person.locale, html=needs is Says.HTML)
 
     @cache
     def say(which: str) -> Rendered:
-        return templates.render(order.template, context, locale=person.locale, html=needs is Says.HTML)
+        return render(context)
 
     subject = body = version = locale = ""
     if needs:
@@ -73,7 +77,11 @@ def notification(order: Order, person: Person, templates: Loaded, writers: Mappi
         locale = templates.locale(order.template, person.locale, needs is Says.HTML)
     if IN_APP in channels:
         try:
-            subject, body = say("current").subject, say("current").text
+            said = say("current")
+            # A link that speaks for its reader is for mails alone.
+            if link and link in said.text:
+                said = render(addressed(view, "current"))
+            subject, body = said.subject, said.text
         except RenderError as error:
             log.error("in-app notification dropped", send_id=str(order.id), reason=str(error))
             channels.remove(IN_APP)
@@ -83,7 +91,7 @@ def notification(order: Order, person: Person, templates: Loaded, writers: Mappi
         identity,
         order.category,
         SENT,
-        [Addressee("current", context["name"], person.email)],
+        [Addressee("current", context["name"], person.email, link)],
         say,
         lambda: _payload(order, identity, view["user"]),
     )
@@ -106,7 +114,7 @@ def notification(order: Order, person: Person, templates: Loaded, writers: Mappi
         body=body,
         trace_parent=order.trace_parent,
         trace_state=order.trace_state,
-        deliveries=tuple(one for name in channels if name != IN_APP for one in writers[name].compose(draft)),
+        deliveries=tuple(one for name in channels if name != IN_APP for one in composer.writers[name].compose(draft)),
         send_id=order.id,
     )
 

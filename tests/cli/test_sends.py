@@ -41,7 +41,7 @@ async def service(system: System, notifications_database: Database, tmp_path: Pa
     (folder / "news.txt").write_text("{{ params.what | default('nothing') }}")
     composer = Composer((), Templates(folder), lanes.writers("no-reply@example.com", ()))
     async with database.pool(notifications_database.url, "tests", size=4) as pool:
-        sender = Sender(pool, composer.templates, composer.writers, lambda: None, turn=5.0, poll_interval=0.05)
+        sender = Sender(pool, composer, lambda: None, turn=5.0, poll_interval=0.05)
 
         async def head() -> tuple[uuid.UUID, int]:
             return uuid.UUID(int=7), 1

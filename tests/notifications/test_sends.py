@@ -161,7 +161,7 @@ async def world(pool: Pool, connection: Connection, tmp_path: Path) -> AsyncIter
         write(tmp_path / name, text)
     await feed.read_cursor(connection)
     composer = Composer((), Templates(tmp_path), lanes.writers(SENDER, (HOOK, OTHER)))
-    sender = Sender(pool, composer.templates, composer.writers, lambda: None, turn=2.0, poll_interval=0.05)
+    sender = Sender(pool, composer, lambda: None, turn=2.0, poll_interval=0.05)
     server = grpc.aio.server()
     streams = Streams(
         pool, Tail(pool, 0.05), max_streams=1, max_streams_per_caller=1, max_stream_age=1800.0, reconnect_spread=3.0
@@ -744,9 +744,7 @@ async def test_a_page_that_takes_long_is_stored_as_far_as_it_is(world: World) ->
     strangers, gone = [uuid.UUID(int=1), uuid.UUID(int=2**128 - 1)], [uuid.UUID(int=3), uuid.UUID(int=2**128 - 2)]
     await copy.bury(world.connection, dict.fromkeys(gone, 1))
     world.sender.drain()
-    hasty = Sender(
-        world.pool, world.composer.templates, world.composer.writers, lambda: None, turn=1e-6, poll_interval=0.05
-    )
+    hasty = Sender(world.pool, world.composer, lambda: None, turn=1e-6, poll_interval=0.05)
     sent = await world.send(*(one.user_id for one in people), *strangers, *gone, channels=["in_app"])
     made = []
     while (order := await sends.take(world.connection, 600.0)) is not None:
@@ -755,3 +753,26 @@ async def test_a_page_that_takes_long_is_stored_as_far_as_it_is(world: World) ->
         made.append((counts.made, counts.unknown, counts.deleted))
     assert made == [(8, 1, 1), (16, 1, 1), (20, 2, 2)]
     assert len(await world.notifications(sent)) == 20
+
+
+async def test_a_mail_of_a_send_has_a_link_to_unsubscribe_by_and_the_app_has_not(world: World) -> None:
+    write(world.templates_dir / "news.txt", "{{ params.what }} {{ unsubscribe_url }}")
+    world.composer.templates.reload([])
+
+    def link(user_id: uuid.UUID, category: str, address: str) -> str:
+        return f"https://t.example/u/{user_id}-{category}-{address}"
+
+    ada = person("ada")
+    await world.know(ada)
+    world.sender.drain()
+    sender = Sender(world.pool, replace(world.composer, unsubscribe=link), lambda: None, turn=5.0, poll_interval=0.05)
+    sent = await world.send(ada.user_id, channels=["email", "in_app"])
+    order = await sends.take(world.connection, 600.0)
+    assert order is not None
+    await sender._expand(order)
+    [note] = await world.notifications(sent)
+    assert note.body.split() == ["Rain"]
+    rows = await (await world.connection.execute("SELECT content FROM contents")).fetchall()
+    mail = json.loads(rows[0][0])
+    assert mail["unsubscribe_url"] == link(ada.user_id, "news", "ada@example.com")
+    assert mail["text"].split() == ["Rain", mail["unsubscribe_url"]]

@@ -18,7 +18,7 @@ from notification_service.compose import Composer
 from notification_service.domain import EMAIL, Notification
 from notification_service.store import digests
 from notification_service.windows import Window
-from servicekit import logs, tasks
+from servicekit import database, logs, tasks
 from servicekit.database import Pool
 
 log = logs.get(__name__)
@@ -54,7 +54,7 @@ class Digester:
             try:
                 taken = await self.close_due()
                 pause = 0.05
-            except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
+            except database.AWAY as error:
                 log.warning("digests: database not reachable", error=str(error).strip(), retry_seconds=pause)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)

@@ -23,8 +23,6 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import TypeVar
 
-import psycopg
-
 from notification_service import gate, metrics, retries, tracing
 from notification_service.categories import Categories
 from notification_service.channels import Message, Outcome
@@ -33,7 +31,7 @@ from notification_service.gate import Cancel, Candidate, Defer
 from notification_service.retries import Policy
 from notification_service.routes import Route, Routes
 from notification_service.store import leases, verdicts
-from servicekit import logs, tasks
+from servicekit import database, logs, tasks
 from servicekit.database import Connection, Pool
 
 log = logs.get(__name__)
@@ -342,17 +340,7 @@ class Dispatcher:
             log.warning("delivery cancelled", channel=lane.name, delivery_id=str(identity), reason=TARGET_GONE)
 
     async def _retried(self, action: Callable[[Connection], Awaitable[_T]]) -> _T:
-        """Does something in the database, as often as it takes to reach it."""
-        pause = 0.05
-        while True:
-            tasks.beat()
-            try:
-                async with self._pool.connection() as connection:
-                    return await action(connection)
-            except psycopg.OperationalError as error:
-                log.warning("deliveries: database not reachable", error=str(error).strip(), retry_seconds=pause)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+        return await database.persist(self._pool, action, "deliveries: database not reachable")
 
     async def drain(self, timeout: float) -> None:
         """Takes no more work; returns when what is on its way is recorded, or gives it up after `timeout` seconds."""

@@ -13,13 +13,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 import grpc.aio
-import psycopg
 
 from notification_service import metrics
 from notification_service.domain import Cursor, Hold
 from notification_service.inbox import CursorMovedError, HoldLostError, Inbox
 from notification_service.store import feed
-from servicekit import logs
+from servicekit import database, logs
 from servicekit.database import Pool
 from tidings.client import (
     ApiError,
@@ -144,7 +143,7 @@ class Follower:
                 await self._follow_or_wait()
             except CursorMovedError as error:
                 log.info("another replica processes events", reason=str(error))
-            except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
+            except database.AWAY as error:
                 log.warning("inbox: database not reachable", error=str(error).strip(), retry_seconds=pause)
             except grpc.aio.AioRpcError as error:
                 known = f"{error.code().name}: {error.details()}"

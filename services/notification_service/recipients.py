@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import grpc.aio
-import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from notification_service import metrics
 from notification_service.domain import Person
 from notification_service.store import recipients as store
 from notification_service.store.recipients import Held, HoldLostError, Named
-from servicekit import logs, tasks
+from servicekit import database, logs, tasks
 from servicekit.database import Pool
 from tidings.client import (
     BadTokenError,
@@ -48,8 +47,6 @@ _TURNS_PER_LEASE = 3.5
 _REFUSED_PAUSE = 30.0
 # A batch that takes longer, seconds: as if this loop did not go round itself.
 _ILL_AFTER = 5.0
-
-_AWAY = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +93,7 @@ class Recipients:
                 if held is not None:
                     log.info("keeping the copy of the users", epoch=held.epoch)
                     await self._keep(held)
-            except _AWAY as error:
+            except database.AWAY as error:
                 log.warning("recipients: database not reachable", error=str(error).strip(), retry_seconds=pause)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
@@ -131,7 +128,7 @@ class Recipients:
         try:
             async with self._pool.connection() as connection:
                 return await store.renew(connection, held, self._lease)
-        except _AWAY:
+        except database.AWAY:
             # Who cannot reach the database cannot store either, and another may have the lease by then.
             return True
 
@@ -149,7 +146,7 @@ class Recipients:
             except FeedError as error:
                 log.error("the copy of the users cannot go on", error=f"{type(error).__name__}: {error}")
                 pause = _REFUSED_PAUSE
-            except _AWAY as error:
+            except database.AWAY as error:
                 log.warning("recipients: database not reachable", error=str(error).strip(), retry_seconds=pause)
             except grpc.aio.AioRpcError as error:
                 log.warning("the user service cannot be asked", error=f"{error.code().name}", retry_seconds=pause)
@@ -171,7 +168,7 @@ class Recipients:
                     place.held = await store.forget_place(connection, place.held, other_history=other)
             except HoldLostError:
                 return False
-            except _AWAY:
+            except database.AWAY:
                 await asyncio.sleep(LONGEST_PAUSE)
             else:
                 return True
@@ -222,7 +219,7 @@ class Recipients:
         try:
             async with self._pool.connection() as connection:
                 await store.leave(connection, self._me)
-        except _AWAY as error:
+        except database.AWAY as error:
             log.warning("the copy of the users is not left to others at shutdown", error=str(error).strip())
 
 

@@ -18,8 +18,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import psycopg
-
 from notification_service import metrics, sent
 from notification_service.compose import Composer
 from notification_service.domain import Notification, Order, Person
@@ -27,7 +25,7 @@ from notification_service.sent import SkippedError
 from notification_service.store import recipients, sends
 from notification_service.store.sends import DeletedMeanwhileError, Page, TurnLostError
 from notification_service.templates import Loaded, RenderError
-from servicekit import logs, tasks
+from servicekit import database, logs, tasks
 from servicekit.database import Connection, Pool
 
 log = logs.get(__name__)
@@ -43,8 +41,6 @@ _LONGEST_PAUSE = 2.0
 _MOST_REMEMBERED = 1000
 # Windows of a cancelled send that a call looks at itself.
 _SETTLED_BY_CALL = 20
-
-_AWAY = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +115,7 @@ class Sender:
             page = await self._made(order, templates)
         except TurnLostError:
             log.info("the turn of a send is over", send_id=str(order.id))
-        except _AWAY as error:
+        except database.AWAY as error:
             # Whoever has the next turn makes the page.
             log.warning("sends: database not reachable", error=str(error).strip())
             await asyncio.sleep(min(_LONGEST_PAUSE, self._turn))
@@ -218,17 +214,7 @@ class Sender:
         return True
 
     async def _retried(self, action: Callable[[Connection], Awaitable[_T]]) -> _T:
-        """Does something in the database, as often as it takes to reach it."""
-        pause = 0.05
-        while True:
-            tasks.beat()
-            try:
-                async with self._pool.connection() as connection:
-                    return await action(connection)
-            except _AWAY as error:
-                log.warning("sends: database not reachable", error=str(error).strip(), retry_seconds=pause)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+        return await database.persist(self._pool, action, "sends: database not reachable")
 
 
 async def settle_now(connection: Connection, identity: uuid.UUID) -> None:

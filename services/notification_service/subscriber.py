@@ -77,7 +77,7 @@ class Subscriber:
                 try:
                     async with await database.connect(self._url, _APPLICATION, **_SESSION) as connection:
                         await self._share(connection)
-                except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
+                except database.AWAY as error:
                     log.warning("shards: database not reachable", error=str(error).strip(), retry_seconds=pause)
                 if asyncio.get_running_loop().time() - began > 2 * LONGEST_PAUSE:
                     pause = _FIRST_PAUSE

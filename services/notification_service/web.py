@@ -17,13 +17,12 @@ from collections.abc import Awaitable, Callable
 from email.utils import parseaddr
 from urllib.parse import parse_qs, urlsplit
 
-import psycopg
 from aiohttp import web
 
 from notification_service import metrics, pages
 from notification_service.links import PATH, Claim, Links
 from notification_service.unsubscribe import NotToBeSwitchedError, Switches
-from servicekit import logs
+from servicekit import database, logs
 from servicekit.listening import address_of
 
 log = logs.get(__name__)
@@ -53,7 +52,7 @@ _HEADERS = {
 # What is no HTTP at all is no error of ours, and what it holds may be a token: aiohttp would log both.
 _SILENT = logging.getLogger(f"{__name__}.http")
 _SILENT.setLevel(logging.CRITICAL)
-_AWAY = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, TimeoutError)
+_AWAY = (*database.AWAY, TimeoutError)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

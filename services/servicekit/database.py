@@ -7,19 +7,32 @@ reach.
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
+import psycopg
 from psycopg import AsyncConnection, conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy.dialects.postgresql import psycopg as dialect
 from sqlalchemy.sql import ClauseElement
 
-from servicekit import telemetry
+from servicekit import logs, tasks, telemetry
 from servicekit.arrays import Array, ArrayDumper
+
+log = logs.get(__name__)
+
+_T = TypeVar("_T")
 
 Connection = AsyncConnection[TupleRow]
 Pool = AsyncConnectionPool[Connection]
+
+# What is raised when the database is away, or has ended the session. It passes; whether what was asked for was done is
+# not known.
+AWAY = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout)
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
 # libpq notices a peer that is gone within about 10 s, also while it waits for an answer.
 KEEPALIVE = {
@@ -97,3 +110,19 @@ def pool(url: str, application: str, *, size: int, **session: str | int) -> Pool
         name=application,
         open=False,
     )
+
+
+async def persist(pool: Pool, action: Callable[[Connection], Awaitable[_T]], away: str) -> _T:
+    """Does something in the database, as often as it takes to reach it; each try is a heartbeat of its background loop.
+    The log says `away` whenever it is not.
+    """
+    pause = _FIRST_PAUSE
+    while True:
+        tasks.beat()
+        try:
+            async with pool.connection() as connection:
+                return await action(connection)
+        except AWAY as error:
+            log.warning(away, error=str(error).strip(), retry_seconds=pause)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE)

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc.aio
-import psycopg
 
 from notification_service import errors
 from notification_service.api import requests
@@ -59,16 +58,14 @@ class DigestService(digests_pb2_grpc.DigestServiceServicer):
         )
 
     async def GetDigest(self, request: digests_pb2.GetDigestRequest, context: _Context) -> digests_pb2.Digest:
-        return await self._found(_id(request.id))
+        return await self._found(requests.one_id(request.id))
 
     async def FlushDigest(self, request: digests_pb2.FlushDigestRequest, context: _Context) -> digests_pb2.Digest:
-        identity = _id(request.id)
+        identity = requests.one_id(request.id)
         before = await self._found(identity)
         if before.state == digests_pb2.Digest.OPEN:
-            try:
+            with requests.reaching():
                 await self._flush(identity)
-            except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
-                raise errors.database_unavailable() from error
             before = await self._found(identity)
             log.info("a digest was flushed by a call", digest_id=str(identity), items=len(before.item_notification_ids))
         if before.state == digests_pb2.Digest.CANCELLED:
@@ -81,10 +78,3 @@ class DigestService(digests_pb2_grpc.DigestServiceServicer):
         if found is None:
             raise errors.unknown_digest(str(identity))
         return found
-
-
-def _id(text: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        raise invalid(Violation("id", "must be a UUID" if text else "is required")) from None

@@ -213,7 +213,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         return _message(changed)
 
     async def _found(self, text: str) -> Destination:
-        identity = _id(text, "id")
+        identity = requests.one_id(text, "id")
         for one in self._endpoints.of_file:
             if one.id == identity:
                 return one
@@ -224,7 +224,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         return found
 
     def _changeable(self, text: str, path: str = "id") -> uuid.UUID:
-        identity = _id(text, path)
+        identity = requests.one_id(text, path)
         for one in self._endpoints.of_file:
             if one.id == identity:
                 raise errors.endpoint_of_file(one.name)
@@ -258,13 +258,6 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
             "rate_limit": given.rate_limit,
         }
         return {name: value for name, value in fields.items() if name in names}
-
-
-def _id(text: str, path: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        raise invalid(Violation(path, "must be a UUID" if text else "is required")) from None
 
 
 def _check_secret(text: str, violations: list[Violation]) -> None:

@@ -94,12 +94,7 @@ def _change(request: in_app_pb2.UpdateInAppNotificationsRequest) -> tuple[uuid.U
         violations.append(Violation("ids", "exactly one of ids and up_to_position is required"))
     if len(request.ids) > _MOST_IDS:
         violations.append(Violation("ids", f"must be at most {_MOST_IDS}"))
-    ids = []
-    for number, text in enumerate(request.ids[:_MOST_IDS]):
-        try:
-            ids.append(uuid.UUID(text))
-        except ValueError:
-            violations.append(Violation(f"ids[{number}]", "must be a UUID"))
+    ids = requests.each_id(request.ids[:_MOST_IDS], "ids", violations)
     if request.up_to_position >= 1 << 63:
         violations.append(Violation("up_to_position", "is no position"))
     if violations:

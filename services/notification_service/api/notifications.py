@@ -138,12 +138,7 @@ def _which(request: _ChangeRequest) -> tuple[list[uuid.UUID], dict[str, Any]]:
         violations.append(Violation("ids", "exactly one of ids and filter is required"))
     if len(request.ids) > _MOST_IDS:
         violations.append(Violation("ids", f"must be at most {_MOST_IDS}"))
-    ids = []
-    for number, text in enumerate(request.ids[:_MOST_IDS]):
-        try:
-            ids.append(uuid.UUID(text))
-        except ValueError:
-            violations.append(Violation(f"ids[{number}]", "must be a UUID"))
+    ids = requests.each_id(request.ids[:_MOST_IDS], "ids", violations)
     if violations:
         raise invalid(*violations)
     return list(dict.fromkeys(ids)), _filters(request.filter)

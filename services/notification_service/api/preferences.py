@@ -50,7 +50,7 @@ class PreferenceService(preferences_pb2_grpc.PreferenceServiceServicer):
     async def GetPreferences(
         self, request: preferences_pb2.GetPreferencesRequest, context: _Context
     ) -> preferences_pb2.Preferences:
-        user_id = _user_id("user_id", request.user_id)
+        user_id = requests.one_id(request.user_id, "user_id")
         async with requests.connection(self._pool) as connection:
             found = await stored_preferences.find(connection, user_id)
         return _message(user_id, found, self._categories)
@@ -58,7 +58,7 @@ class PreferenceService(preferences_pb2_grpc.PreferenceServiceServicer):
     async def UpdatePreferences(
         self, request: preferences_pb2.UpdatePreferencesRequest, context: _Context
     ) -> preferences_pb2.Preferences:
-        user_id = _user_id("preferences.user_id", request.preferences.user_id)
+        user_id = requests.one_id(request.preferences.user_id, "preferences.user_id")
         changes = _changes(request)
         if found := preference_check.violations(changes, self._categories):
             raise invalid(*found)
@@ -123,15 +123,6 @@ class PreferenceService(preferences_pb2_grpc.PreferenceServiceServicer):
             removed = await suppressions.remove(connection, channel=request.channel, target=request.target)
         log.info("suppression ended", channel=removed.channel, reason=removed.reason)
         return _suppression(removed)
-
-
-def _user_id(field: str, text: str) -> uuid.UUID:
-    if not text:
-        raise invalid(Violation(field, "is required"))
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        raise invalid(Violation(field, "must be a UUID")) from None
 
 
 def _changes(request: preferences_pb2.UpdatePreferencesRequest) -> dict[str, Any]:

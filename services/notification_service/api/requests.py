@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
-import psycopg
-
 from notification_service import errors, tokens
-from servicekit import rpc
+from servicekit import database, rpc
 from servicekit.database import Connection, Pool
 from servicekit.errors import Violation, invalid
 
@@ -24,14 +22,40 @@ class _Paged(Protocol):
     page_token: str
 
 
+@contextmanager
+def reaching() -> Iterator[None]:
+    """Around what asks the database for a call. Raises DATABASE_UNAVAILABLE."""
+    try:
+        yield
+    except database.AWAY as error:
+        raise errors.database_unavailable() from error
+
+
 @asynccontextmanager
 async def connection(pool: Pool) -> AsyncIterator[Connection]:
     """A connection for one call. Raises DATABASE_UNAVAILABLE."""
-    try:
+    with reaching():
         async with pool.connection() as opened:
             yield opened
-    except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
-        raise errors.database_unavailable() from error
+
+
+def one_id(text: str, path: str = "id") -> uuid.UUID:
+    """The id that a field must have. Raises INVALID_FIELD."""
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise invalid(Violation(path, "must be a UUID" if text else "is required")) from None
+
+
+def each_id(texts: Iterable[str], path: str, violations: list[Violation]) -> list[uuid.UUID]:
+    """The ids of a list; what is none is added to the violations."""
+    found = []
+    for index, text in enumerate(texts):
+        try:
+            found.append(uuid.UUID(text))
+        except ValueError:
+            violations.append(Violation(f"{path}[{index}]", "must be a UUID"))
+    return found
 
 
 def ids(**texts: str) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class SendService(sends_pb2_grpc.SendServiceServicer):
         return stored
 
     async def GetSend(self, request: pb.GetSendRequest, context: _Context) -> pb.Send:
-        return await self._found(_id(request.id))
+        return await self._found(requests.one_id(request.id))
 
     async def ListSends(self, request: pb.ListSendsRequest, context: _Context) -> pb.ListSendsResponse:
         asked = request.filter
@@ -101,7 +101,7 @@ class SendService(sends_pb2_grpc.SendServiceServicer):
         )
 
     async def CancelSend(self, request: pb.CancelSendRequest, context: _Context) -> pb.Send:
-        identity = _id(request.id)
+        identity = requests.one_id(request.id)
         async with requests.connection(self._pool) as connection:
             if await store.cancel(connection, identity):
                 await settle_now(connection, identity)
@@ -158,13 +158,6 @@ class SendService(sends_pb2_grpc.SendServiceServicer):
         async with requests.connection(self._pool) as connection:
             log_id, _, head = await recipients.place(connection)
         return log_id, head
-
-
-def _id(text: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        raise invalid(Violation("id", "must be a UUID" if text else "is required")) from None
 
 
 def _new(request: pb.SendNotificationRequest, actor: str, trace_parent: str, trace_state: str) -> New:
@@ -278,12 +271,8 @@ def _user_ids(texts: Sequence[str], violations: list[Violation]) -> list[uuid.UU
     if not 1 <= len(texts) <= _MOST_IDS:
         violations.append(Violation(path, f"must be 1 to {_MOST_IDS}"))
         return []
-    found, wrong = [], []
-    for index, text in enumerate(texts):
-        try:
-            found.append(uuid.UUID(text))
-        except ValueError:
-            wrong.append(Violation(f"{path}[{index}]", "must be a UUID"))
+    wrong: list[Violation] = []
+    found = requests.each_id(texts, path, wrong)
     violations += wrong[:_MOST_NAMED]
     return sorted(set(found))
 

@@ -182,6 +182,7 @@ async def test_all_mail_is_switched_off_and_on_again(
 ) -> None:
     ada, bob = events.created("Ada"), events.created("bob")
     moved = events.updated(ada.user, email="ada@new.example")
+    before = counted("all", "changed"), counted("all_undone", "changed")
     await store(connection, site.composer, ada, bob)
     # Before a mail to the address is known, there is nothing that could be switched.
     stranger = site.base + site.links.url(uuid.UUID(ada.user.id), "account", "x@example.com").removeprefix(
@@ -219,7 +220,7 @@ async def test_all_mail_is_switched_off_and_on_again(
     assert "List-Unsubscribe" not in sent["Ada@example.com"]
     assert buttons(await site.do(site.of(ada), "all-on")) == ["category-off", "all-off"]
     assert await stored_suppressions.find(connection, channel="email", target="ada@example.com") is None
-    assert counted("all", "changed") == counted("all_undone", "changed") == 1
+    assert (counted("all", "changed"), counted("all_undone", "changed")) == (before[0] + 1, before[1] + 1)
 
 
 @asynccontextmanager

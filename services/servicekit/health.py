@@ -124,15 +124,17 @@ class Health:
         here, is bounded in time and may raise; liveness follows the loops.
         """
         loop = asyncio.get_running_loop()
-        due = loop.time()
+        ran = due = loop.time()
         while True:
-            if (paused := loop.time() - due) > _PAUSED:
-                background.forgive(paused)
+            # A pause may have begun right after it last ran: all that time is forgiven.
+            if loop.time() - due > _PAUSED:
+                background.forgive(loop.time() - ran)
             reasons = [f"the loop {name} does not go round" for name in background.overdue()]
             if background.failure:
                 reasons.append(f"the loop {background.failure} died")
             # From here on too a pause of the process is not the fault of what it waits for.
-            due = loop.time() + interval
+            ran = loop.time()
+            due = ran + interval
             reasons.append(await _look(not_ready, interval))
             if loop.time() - due > _PAUSED:
                 continue
@@ -140,7 +142,8 @@ class Health:
             self.set_alive("; ".join(f"the loop {name} is stuck" for name in background.stuck()))
             # Until the first success look again soon: whoever starts the process waits for it.
             pause = 0.2 if any(reasons) else interval
-            due = loop.time() + pause
+            ran = loop.time()
+            due = ran + pause
             await asyncio.sleep(pause)
 
     def told(self, name: str) -> tuple[tuple[str, str], ...]:

@@ -173,7 +173,7 @@ async def test_loops_of_the_notification_service_that_hang(
 
 async def test_who_hangs_for_long_is_not_alive(users_database: Database, services: Services) -> None:
     """The tailer waits for a lock of the table, then for a backend of Postgres that is stopped."""
-    service = await services.users(users_database, stuck_after=6, **_IMPATIENT).start()
+    service = await services.users(users_database, poll_interval=0.1, overdue_after=2, stuck_after=6).start()
     async with watching(service.address, "readiness", "liveness") as watched:
         async with await users_database.connect() as connection, connection.transaction():
             await connection.execute("LOCK TABLE user_events IN ACCESS EXCLUSIVE MODE")

@@ -135,9 +135,9 @@ async def _serve(
             background.start(watching.follow_answers(health, ask, standings[name]), f"{name} answers")
         background.start(feed.follow(), "feed")
         runs = [_Running(made, sockets[name]) for name, (_, made) in servers.items()]
-        log.info("serving", **{name: listening.address_of(one) for name, one in sockets.items() if one})
         if not is_loopback(settings.listen):
             log.warning("beyond this machine: something else must let only operators through", address=settings.listen)
+        log.info("serving", **{name: listening.address_of(one) for name, one in sockets.items() if one})
         await _until_told(background, runs)
         live.close()
         await asyncio.gather(*(run.stop() for run in runs))

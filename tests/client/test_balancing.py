@@ -17,6 +17,7 @@ from tests.harness import until
 from tidings.client import ApiError, Users, connect
 from tidings.client.channel import _OPTIONS
 from tidings.notifications.v1 import (
+    digests_pb2,
     endpoints_pb2,
     in_app_pb2,
     notifications_pb2,
@@ -133,7 +134,7 @@ def test_what_is_tried_again_reads_or_has_a_request_id() -> None:
         *("UpdatePreferences", "CreateSuppression", "DeleteSuppression"),
     }
     # Answers a repeat as it answered the first.
-    same = {"CancelSend"}
+    same = {"CancelSend", "FlushDigest"}
     safe = set()
     for service in (
         users_pb2.DESCRIPTOR.services_by_name["UserService"],
@@ -143,6 +144,7 @@ def test_what_is_tried_again_reads_or_has_a_request_id() -> None:
         templates_pb2.DESCRIPTOR.services_by_name["TemplateService"],
         preferences_pb2.DESCRIPTOR.services_by_name["PreferenceService"],
         sends_pb2.DESCRIPTOR.services_by_name["SendService"],
+        digests_pb2.DESCRIPTOR.services_by_name["DigestService"],
     ):
         for method in service.methods:
             request = method.input_type

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from bench import creation, crowd, fanout, importing, latency, replay, resumption, tracing
+from bench import creation, crowd, deliveries, fanout, importing, inbox, latency, replay, resumption, tracing
 from bench.measure import Sizes, write
 from bench.stack import Stack
 
@@ -19,7 +19,7 @@ _RESULTS = Path(__file__).parent / "results"
 # Each has `run(stack, sizes)`, which yields values, its usual SIZES and those of a QUICK run.
 _BENCHMARKS: Mapping[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (creation, importing, replay, fanout, latency, resumption, crowd, tracing)
+    for module in (creation, importing, replay, fanout, latency, resumption, crowd, tracing, inbox, deliveries)
 }
 
 

@@ -1,9 +1,10 @@
 """Fills a log with events as the service would have written them, far faster than by calls.
 
-Each event is the creation of a user, decided by `user_service.domain` and encoded by `user_service.events`; a hundred
-share a commit time, as of one group commit, and the same users come again after ten thousand events, which saves half
-of the time and which no reader looks at. Rows go into user_events by binary COPY; `plain_events` is a copy of that
-table which the service does not know and so leaves as it is. The users themselves are not stored.
+Each event is decided by `user_service.domain` and encoded by `user_service.events`; a hundred share a commit time, as
+of one group commit. Unless a benchmark wants `Changing` users, each is the creation of a user, and the same users come
+again after ten thousand events, which saves half of the time and which no reader looks at. Rows go into user_events by
+binary COPY; `plain_events` is a copy of that table which the service does not know and so leaves as it is. The users
+themselves are not stored.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import asyncio
 import struct
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import LiteralString
@@ -27,6 +29,8 @@ from user_service import domain, events
 PLAIN = "plain_events"
 
 Connection = AsyncConnection[TupleRow]
+# Decides the change at a position.
+Decide = Callable[[int, domain.Known, domain.Moment], domain.Change]
 
 _USERS = 10_000
 _GROUP = 100
@@ -39,7 +43,7 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
-# A row of binary COPY: the number of columns, then each with its length; `previous` is NULL.
+# A row of binary COPY: the number of columns, then each with its length.
 _ROW = struct.Struct("!hiqi16si16siqihiii?iqi")
 _NULL = struct.pack("!i", -1)
 _COLUMNS = "position, event_id, user_id, shard_hash, type, changed_fields, group_end, commit_time, element, previous"
@@ -64,7 +68,63 @@ def _item(number: int) -> domain.Item:
     return domain.Item(domain.create(given, dict(given.labels), uuid7(), given.email), None, b"")
 
 
-def _events(first: int, last: int, begin: datetime) -> Iterator[tuple[domain.Change, UUID, datetime, bytes]]:
+def _decided(item: domain.Item, known: domain.Known, moment: domain.Moment) -> domain.Change:
+    [decision] = domain.decide(domain.Unit((item,), "", "CreateUser"), known, moment)
+    assert isinstance(decision, domain.Decision)
+    assert decision.change is not None
+    return decision.change
+
+
+def creation(position: int, known: domain.Known, moment: domain.Moment) -> domain.Change:
+    """A new user, the same again after some thousands."""
+    return _decided(_item(position % _USERS), known, moment)
+
+
+class Changing:
+    """Decides what happens to users in their lives: of ten events seven are creations, two are other addresses of users
+    that were created some hundred events before, one is a deletion of such a one. Every user comes once only.
+    """
+
+    _YOUNG = 500
+
+    def __init__(self) -> None:
+        self._young: deque[users_pb2.User] = deque()
+        self._old: deque[users_pb2.User] = deque()
+
+    def __call__(self, position: int, known: domain.Known, moment: domain.Moment) -> domain.Change:
+        """The change at a position."""
+        if len(self._young) < self._YOUNG or position % 10 not in (3, 6, 9):
+            given = user(position)
+            item = domain.Item(domain.create(given, dict(given.labels), uuid7(), given.email), None, b"")
+            return self._lived(_decided(item, known, moment), moment, self._young)
+        if position % 10 == 9 and self._old:
+            one = self._old.popleft()
+            return self._of(one, domain.Delete(_id(one), 0), known, moment)
+        one = self._young.popleft()
+        email = f"new-{one.email}"
+        update = domain.Update(_id(one), users_pb2.User(email=email), ("email",), email, 0)
+        return self._lived(self._of(one, update, known, moment), moment, self._old)
+
+    @staticmethod
+    def _lived(change: domain.Change, moment: domain.Moment, ages: deque[users_pb2.User]) -> domain.Change:
+        ages.append(users_pb2.User.FromString(change.encoded))
+        return change
+
+    @staticmethod
+    def _of(
+        one: users_pb2.User, mutation: domain.Mutation, known: domain.Known, moment: domain.Moment
+    ) -> domain.Change:
+        known.rows = {_id(one): domain.Row(one, one.email)}
+        return _decided(domain.Item(mutation, None, b""), known, moment)
+
+
+def _id(one: users_pb2.User) -> bytes:
+    return UUID(one.id).bytes
+
+
+def _events(
+    first: int, last: int, begin: datetime, decide: Decide = creation
+) -> Iterator[tuple[domain.Change, UUID, datetime, bytes]]:
     """The events at these positions, each with its id, its commit time and its element."""
     known = domain.Known()
     for position in range(first, last + 1):
@@ -72,11 +132,7 @@ def _events(first: int, last: int, begin: datetime) -> Iterator[tuple[domain.Cha
             moment = domain.moment(begin + timedelta(microseconds=position // _GROUP), _DELETED_KEPT)
             known.usernames.clear()
             known.email_keys.clear()
-        item, event_id = _item(position % _USERS), uuid7()
-        [decision] = domain.decide(domain.Unit((item,), "", "CreateUser"), known, moment)
-        assert isinstance(decision, domain.Decision)
-        change = decision.change
-        assert change is not None
+        change, event_id = decide(position, known, moment), uuid7()
         yield change, event_id, moment.time, events.encode(change, position, str(event_id), moment.encoded, b"")
 
 
@@ -85,23 +141,29 @@ def elements(first: int, last: int) -> Iterator[bytes]:
     return (element for *_, element in _events(first, last, datetime.now(UTC)))
 
 
-def _rows(first: int, last: int, begin: datetime) -> Iterator[bytes]:
+def _rows(first: int, last: int, begin: datetime, decide: Decide) -> Iterator[bytes]:
     """The rows of the events at these positions, in chunks."""
     rows: list[bytes] = []
-    for position, (change, event_id, commit_time, element) in enumerate(_events(first, last, begin), first):
+    decided = _events(first, last, begin, decide)
+    for position, (change, event_id, commit_time, element) in enumerate(decided, first):
         fixed = _ROW.pack(
             10, 8, position, 16, event_id.bytes, 16, change.id, 8, events.shard_hash(change.id),
             2, change.type, 4, domain.field_bits(change.changed_fields), 1, True,
             8, (commit_time - _EPOCH) // _MICROSECOND, len(element),
         )  # fmt: skip
-        rows += fixed, element, _NULL
+        rows += fixed, element
+        if change.previous is None:
+            rows.append(_NULL)
+        else:
+            previous = change.previous.SerializeToString()
+            rows += struct.pack("!i", len(previous)), previous
         if position % _CHUNK == 0:
             yield b"".join(rows)
             rows.clear()
     yield b"".join(rows)
 
 
-async def append(connection: Connection, count: int) -> int:
+async def append(connection: Connection, count: int, decide: Decide = creation) -> int:
     """Adds events in one transaction, under the feed's lock as every writer; returns the head."""
     async with connection.transaction():
         cursor = await connection.execute("SELECT head_position, greatest(head_time, now()) FROM feed FOR UPDATE")
@@ -109,7 +171,7 @@ async def append(connection: Connection, count: int) -> int:
         last: int = head + count
         async with connection.cursor().copy(f"COPY user_events ({_COLUMNS}) FROM STDIN (FORMAT binary)") as copy:
             await copy.write(_HEADER)
-            for chunk in _rows(head + 1, last, now):
+            for chunk in _rows(head + 1, last, now, decide):
                 await copy.write(chunk)
             await copy.write(_TRAILER)
         await connection.execute(

@@ -1,4 +1,4 @@
-"""The processes that a benchmark measures: Postgres, user services, the floor, and the load against them."""
+"""The processes that a benchmark measures: Postgres, the services, the floor, and the load against them."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Stack:
             await connection.execute(f"GRANT pg_checkpoint TO {_ROLE}")
         return stack
 
-    async def database(self, name: str) -> str:
-        """A fresh migrated database; returns its URL."""
+    async def database(self, name: str, tables: str = "users") -> str:
+        """A fresh database with the tables of a service, `users` or `notifications`; returns its URL."""
         await postgres.ensure_database(self._server, name, _ROLE)
         url = self._server.url(_ROLE, name)
-        migration = await self.start("migrations", "upgrade", "users", TIDINGS_USERS_DATABASE_URL=url)
+        migration = await self.start("migrations", "upgrade", tables, **{f"TIDINGS_{tables.upper()}_DATABASE_URL": url})
         await migration.communicate()
         if migration.returncode:
             raise RuntimeError("the migrations failed")
@@ -90,10 +90,25 @@ class Stack:
         """Starts a replica of the user service, on another database if one is named, with further environment
         variables; returns its address once it is ready.
         """
-        process = await self.start(
-            "user_service", "serve", TIDINGS_USERS_LISTEN="127.0.0.1:0",
+        return await self._serving(
+            "user_service", TIDINGS_USERS_LISTEN="127.0.0.1:0",
             **({"TIDINGS_USERS_DATABASE_URL": url} if url else {}), **variables,
         )  # fmt: skip
+
+    async def notifications(self, url: str, users: str, **variables: str) -> str:
+        """Starts a replica of the notification service on a database, fed by the user service at an address; returns
+        its own once it is ready.
+        """
+        return await self._serving(
+            "notification_service",
+            TIDINGS_NOTIFICATIONS_LISTEN="127.0.0.1:0",
+            TIDINGS_NOTIFICATIONS_DATABASE_URL=url,
+            TIDINGS_NOTIFICATIONS_USERS_ADDRESS=users,
+            **variables,
+        )
+
+    async def _serving(self, module: str, **variables: str) -> str:
+        process = await self.start(module, "serve", **variables)
         assert process.stderr is not None
         address = ""
         async for line in process.stderr:
@@ -105,7 +120,14 @@ class Stack:
                 drain.add_done_callback(lambda _: None)
                 self.pids[address] = process.pid
                 return address
-        raise RuntimeError("the user service ended before it was ready")
+        raise RuntimeError(f"{module} ended before it was ready")
+
+    async def end(self, address: str) -> None:
+        """Ends the process behind an address as Kubernetes does."""
+        pid = self.pids.pop(address)
+        [process] = [one for one in self._processes if one.pid == pid]
+        process.terminate()
+        await process.wait()
 
     async def load(self, what: str, addresses: list[str], **options: float) -> asyncio.subprocess.Process:
         """Starts a load process."""
@@ -186,6 +208,11 @@ def processor(pid: int) -> float:
         with contextlib.suppress(psutil.NoSuchProcess):
             used += sum(one.cpu_times()[:4])
     return used
+
+
+def own_processor(pid: int) -> float:
+    """The processor's seconds that a process has used so far, without its children."""
+    return float(sum(psutil.Process(pid).cpu_times()[:2]))
 
 
 async def result(process: asyncio.subprocess.Process, told: str = "") -> dict[str, Any]:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC
-from functools import cache, partial
+from datetime import UTC, datetime
+from functools import lru_cache, partial
 from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from notification_service import domain, views
 from notification_service.channels import Addressee, Draft, Says, Writer
 from notification_service.domain import EMAIL, IN_APP, Item, Notification
 from notification_service.rules import Digest, Rule
-from notification_service.templates import Need, Rendered, RenderError, Templates
+from notification_service.templates import Asked, Loaded, Need, Rendered, RenderError, Templates
 from servicekit import logs
 from tidings.users.v1 import users_pb2
 
@@ -29,6 +31,33 @@ _TIMES = ("create_time", "update_time", "delete_time", "purge_time")
 def no_link(user_id: uuid.UUID, category: str, address: str) -> str:
     """The link of mails that have none."""
     return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """An event and a rule that matches it."""
+
+    event: users_pb2.UserEvent
+    rule: Rule
+    view: Mapping[str, Any]
+    says: Says
+    # By `current` and `previous`.
+    addressees: Mapping[str, Addressee]
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is for the app."""
+        return IN_APP in self.rule.channels
+
+    def told(self) -> Iterator[str]:
+        """Whom something is said to."""
+        if self.says:
+            yield from dict.fromkeys((*(("current",) if self.is_shown else ()), *self.rule.recipients))
+
+    def asked(self, which: str, url: str) -> Asked:
+        """What is said to one of them, with the link that switches it off."""
+        context = addressed(self.view, which, url)
+        return Asked(self.rule.template, context, self.says is Says.HTML, self.event.user.locale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,44 +85,64 @@ class Composer:
 
     def compose(self, event: users_pb2.UserEvent) -> list[Notification]:
         """What an event becomes; nothing, if no rule matches it."""
-        matching = [rule for rule in self.rules if rule.matches(event)]
-        if not matching:
-            return []
-        view = _view(event)
-        return [self._notification(rule, event, view) for rule in matching]
+        return self.compose_all([event])
+
+    def compose_all(self, events: Sequence[users_pb2.UserEvent]) -> list[Notification]:
+        """What events become, one after the other. All that they say is rendered at once."""
+        templates = self.templates.current
+        begun: list[_Begun] = []
+        for event in events:
+            if matching := [rule for rule in self.rules if rule.matches(event)]:
+                view = _view(event)
+                begun += (self._begun(event, rule, view) for rule in matching)
+        said = _render(
+            templates,
+            {
+                (number, which): one.asked(which, one.addressees[which].unsubscribe_url)
+                for number, one in enumerate(begun)
+                for which in one.told()
+            },
+        )
+        # A link that speaks for its reader is for mails alone.
+        shown = _render(
+            templates,
+            {
+                (number, "current"): one.asked("current", "")
+                for number, one in enumerate(begun)
+                if one.is_shown and _has(said[number, "current"], one.addressees["current"].unsubscribe_url)
+            },
+        )
+        shown = {**said, **shown}
+        return [
+            self._notification(one, templates, partial(_say, said, number), partial(_say, shown, number))
+            for number, one in enumerate(begun)
+        ]
+
+    def _begun(self, event: users_pb2.UserEvent, rule: Rule, view: Mapping[str, Any]) -> _Begun:
+        link = partial(self.unsubscribe, uuid.UUID(event.user.id), rule.category)
+        addressees = {which: _addressee(view, which, link) for which in {"current", *map(str, rule.recipients)}}
+        return _Begun(event, rule, view, self._says(rule), addressees)
 
     def _says(self, rule: Rule) -> Says:
         # Of a mail that is gathered its subject is.
         texts = (IN_APP, EMAIL) if rule.digest else (IN_APP,)
         return max(Says.TEXT if one in texts else self.writers[one].says for one in rule.channels)
 
-    def _notification(self, rule: Rule, event: users_pb2.UserEvent, view: dict[str, Any]) -> Notification:
-        event_id, user_id = uuid.UUID(event.id), uuid.UUID(event.user.id)
+    def _notification(
+        self, begun: _Begun, templates: Loaded, say: Callable[[str], Rendered], show: Callable[[str], Rendered]
+    ) -> Notification:
+        event, rule, view = begun.event, begun.rule, begun.view
+        event_id = uuid.UUID(event.id)
         notification_id = domain.notification_id(event_id, rule.name)
         channels, subject, body = rule.channels, "", ""
-        templates, version, locale = self.templates.current, "", ""
-        says = self._says(rule)
-        link = partial(self.unsubscribe, user_id, rule.category)
-        addressees = {which: _addressee(view, which, link) for which in {"current", *map(str, rule.recipients)}}
-
-        def render(which: str, url: str) -> Rendered:
-            return templates.render(
-                rule.template, addressed(view, which, url), locale=event.user.locale, html=says is Says.HTML
-            )
-
-        @cache
-        def say(which: str) -> Rendered:
-            return render(which, addressees[which].unsubscribe_url)
-
-        if says:
-            version, locale = templates.version, templates.locale(rule.template, event.user.locale, says is Says.HTML)
-        if IN_APP in channels:
+        version, locale = "", ""
+        if begun.says:
+            html = begun.says is Says.HTML
+            version, locale = templates.version, templates.locale(rule.template, event.user.locale, html)
+        if begun.is_shown:
             try:
-                said = say("current")
-                # A link that speaks for its reader is for mails alone.
-                if (url := addressees["current"].unsubscribe_url) and url in said.text:
-                    said = render("current", "")
-                subject, body = said.subject, said.text
+                shown = show("current")
+                subject, body = shown.subject, shown.text
             except RenderError as error:
                 log.error("in-app notification dropped", rule=rule.name, event_id=event.id, reason=str(error))
                 channels = tuple(channel for channel in channels if channel != IN_APP)
@@ -101,14 +150,14 @@ class Composer:
             notification_id,
             rule.category,
             view["event"]["type"],
-            [addressees[which] for which in rule.recipients],
+            [begun.addressees[which] for which in rule.recipients],
             say,
             lambda: _payload(rule, notification_id, event, view),
         )
         sent = [name for name in channels if name != IN_APP and not (rule.digest and name == EMAIL)]
         return Notification(
             id=notification_id,
-            user_id=user_id,
+            user_id=uuid.UUID(event.user.id),
             event_id=event_id,
             event_position=event.position,
             rule=rule.name,
@@ -123,8 +172,26 @@ class Composer:
             trace_parent=event.trace_parent,
             trace_state=event.trace_state,
             deliveries=tuple(one for name in sent for one in self.writers[name].compose(draft)),
-            items=tuple(_items(rule, addressees, view, say)),
+            items=tuple(_items(rule, begun.addressees, view, say)),
         )
+
+
+_Said = Mapping[tuple[int, str], Rendered | RenderError]
+
+
+def _render(templates: Loaded, asked: Mapping[tuple[int, str], Asked]) -> _Said:
+    return dict(zip(asked, templates.render_all(list(asked.values())), strict=True))
+
+
+def _say(said: _Said, number: int, which: str) -> Rendered:
+    rendered = said[number, which]
+    if isinstance(rendered, RenderError):
+        raise rendered
+    return rendered
+
+
+def _has(said: Rendered | RenderError, url: str) -> bool:
+    return bool(url) and isinstance(said, Rendered) and url in said.text
 
 
 def _view(event: users_pb2.UserEvent) -> dict[str, Any]:
@@ -134,7 +201,7 @@ def _view(event: users_pb2.UserEvent) -> dict[str, Any]:
         "previous": _user_view(event.previous) if event.HasField("previous") else None,
         "event": {
             "type": users_pb2.UserEvent.Type.Name(event.type),
-            "time": event.commit_time.ToDatetime(tzinfo=UTC),
+            "time": _time(event.commit_time),
             "position": event.position,
             "changed_fields": list(event.changed_fields),
             "actor": event.actor,
@@ -154,8 +221,18 @@ def _user_view(user: users_pb2.User) -> dict[str, Any]:
         "version": user.version,
     }
     for name in _TIMES:
-        view[name] = getattr(user, name).ToDatetime(tzinfo=UTC) if user.HasField(name) else None  # type: ignore[arg-type]
+        view[name] = _time(getattr(user, name)) if user.HasField(name) else None  # type: ignore[arg-type]
     return view
+
+
+def _time(stamp: Timestamp) -> datetime:
+    return _datetime(stamp.seconds, stamp.nanos)
+
+
+# Most times of an event are its own, and events of one commit share it.
+@lru_cache(maxsize=1000)
+def _datetime(seconds: int, nanos: int) -> datetime:
+    return Timestamp(seconds=seconds, nanos=nanos).ToDatetime(tzinfo=UTC)
 
 
 def addressed(view: Mapping[str, Any], which: str, unsubscribe_url: str = "") -> dict[str, Any]:
@@ -167,7 +244,7 @@ def addressed(view: Mapping[str, Any], which: str, unsubscribe_url: str = "") ->
 
 
 def _items(
-    rule: Rule, addressees: Mapping[str, Addressee], view: dict[str, Any], say: Callable[[str], Rendered]
+    rule: Rule, addressees: Mapping[str, Addressee], view: Mapping[str, Any], say: Callable[[str], Rendered]
 ) -> Iterator[Item]:
     """The mails of a rule that are gathered, one for each address."""
     told: set[str] = set()
@@ -194,7 +271,7 @@ def _addressee(view: Mapping[str, Any], which: str, link: Callable[[str], str]) 
 
 
 def _payload(
-    rule: Rule, notification_id: uuid.UUID, event: users_pb2.UserEvent, view: dict[str, Any]
+    rule: Rule, notification_id: uuid.UUID, event: users_pb2.UserEvent, view: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {
         "type": f"user.{view['event']['type'].lower()}",

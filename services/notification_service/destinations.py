@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
+from functools import cached_property
 
 from standardwebhooks import Webhook
 from yarl import URL
@@ -39,13 +40,18 @@ class State(IntEnum):
     DISABLED = endpoints_pb2.Endpoint.DISABLED
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Secret:
     """A secret that signs until `expire_time`, or without an end. It is in no repr."""
 
     text: str = field(repr=False)
     create_time: datetime | None = None
     expire_time: datetime | None = None
+
+    @cached_property
+    def signer(self) -> Webhook:
+        """What signs with it; made once, when it is first needed."""
+        return Webhook(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ class Destination:
 
     def signers(self, now: datetime) -> tuple[Webhook, ...]:
         """One signer per secret that is valid."""
-        return tuple(Webhook(one.text) for one in self.secrets if one.expire_time is None or now < one.expire_time)
+        return tuple(one.signer for one in self.secrets if one.expire_time is None or now < one.expire_time)
 
 
 def target_of(identity: uuid.UUID) -> str:

@@ -40,6 +40,8 @@ _T = TypeVar("_T")
 
 # How long a lane waits for more free slots, so that one lease serves several.
 _LINGER = 0.01
+# How long the recorder waits for more to end, while more than has ended is on its way.
+_LINGER_RECORD = 0.005
 _MOST_RECORDED = 500
 _LONGEST_PAUSE = 2.0
 # An attempt that is bounded by a time-out has ended, and is known to have, so many seconds after it at the latest.
@@ -132,7 +134,7 @@ class Dispatcher:
             self._idle.clear()
             taken = await self._retried(lambda connection: self._take(connection, lane))
             for leased, route in taken.begun:
-                lane.busy[leased.id] = asyncio.create_task(self._send(lane, leased, route), name=f"deliver-{leased.id}")
+                lane.busy[leased.id] = asyncio.create_task(self._send(lane, leased, route), name="deliver")
             self._leasing -= 1
             self._settle()
             if taken.pause:
@@ -281,7 +283,7 @@ class Dispatcher:
         while True:
             with tasks.resting():
                 await self._any_ended.wait()
-            self._any_ended.clear()
+            await self._linger()
             while batch := self._ended[:_MOST_RECORDED]:
                 for lane in self._lanes.values():
                     await self._record(lane, [one for where, one in batch if where is lane])
@@ -292,6 +294,15 @@ class Dispatcher:
                     # What waited for it may be due now.
                     lane.work.set()
                 self._settle()
+
+    async def _linger(self) -> None:
+        """Returns when no more has ended for a moment, or at least half of what is on its way has."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_RECORD):
+                while 2 * len(self._ended) < self.busy:
+                    self._any_ended.clear()
+                    await self._any_ended.wait()
+        self._any_ended.clear()
 
     async def _record(self, lane: _Running, ended: list[Ended]) -> None:
         if not ended:

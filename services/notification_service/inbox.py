@@ -25,8 +25,9 @@ from servicekit.database import Connection
 from tidings.client import Batch, shard_of
 from tidings.users.v1 import users_pb2
 
-# Rendering is waited for in a thread, for so many events at a time.
-_EVENTS_PER_TURN = 8
+# Rendering is waited for in threads, for so many events at a time: while some are rendered, what was said is taken
+# apart of others.
+_EVENTS_PER_TURN, _TURNS_AT_ONCE = 32, 2
 
 
 class CursorMovedError(Exception):
@@ -62,16 +63,17 @@ class Inbox:
         return after
 
     async def _compose(self, events: Sequence[users_pb2.UserEvent], spans: tracing.Spans) -> list[Notification]:
-        composed: list[Notification] = []
         for event in events:
             if (span := spans.get(event.id)) is not None:
                 event.trace_parent, event.trace_state = telemetry.carried(span.get_span_context())
-        for first in range(0, len(events), _EVENTS_PER_TURN):
-            composed += await asyncio.to_thread(self._compose_some, events[first : first + _EVENTS_PER_TURN])
-        return composed
+        turns = [events[first : first + _EVENTS_PER_TURN] for first in range(0, len(events), _EVENTS_PER_TURN)]
+        at_once = asyncio.Semaphore(_TURNS_AT_ONCE)
 
-    def _compose_some(self, events: Sequence[users_pb2.UserEvent]) -> list[Notification]:
-        return [notification for event in events for notification in self._composer.compose(event)]
+        async def take(turn: Sequence[users_pb2.UserEvent]) -> list[Notification]:
+            async with at_once:
+                return await asyncio.to_thread(self._composer.compose_all, turn)
+
+        return [one for composed in await asyncio.gather(*map(take, turns)) for one in composed]
 
     async def _write(
         self,

@@ -2,7 +2,7 @@
 
 A template that takes too much processor time ends the process, which says so by the signal it died of; the next
 request starts another. One that ends otherwise has died of something that is no template's fault as far as anybody
-knows: the request is made once more.
+knows: what it was at is tried once more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,13 @@ _LARGEST_ANSWER = 64 << 20
 _INHERITED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONTZPATH")
 # Not a bound of templates: of a process that the machine does not let run, seconds.
 _PATIENCE = 60.0
+# Renderings in one request; each leaves a byte in a pipe, which holds some thousands.
+_AT_ONCE = 256
+
+# Files by part, each with the most bytes that it may become, and what templates see.
+Rendering = tuple[Mapping[str, tuple[str, int]], Mapping[str, Any]]
+# By part: `text` or `problem`.
+Said = Mapping[str, Mapping[str, str]]
 
 
 class OverTimeError(Exception):
@@ -52,17 +59,24 @@ class Bounds:
 class _Running:
     process: subprocess.Popen[bytes]
     connection: socket.socket
+    # Where it says, by a byte, that it begins something.
+    progress: int
 
     def ask(self, request: Any) -> None:
         frame = pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL)
         self.connection.sendall(_LENGTH.pack(len(frame)) + frame)
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self) -> Any:
         (size,) = _LENGTH.unpack(self._receive(_LENGTH.size))
         if size > _LARGEST_ANSWER:
             raise OSError("too large an answer")
-        answer: dict[str, Any] = json.loads(self._receive(size))
-        return answer
+        return json.loads(self._receive(size))
+
+    def begun(self) -> int:
+        """How much it has begun since this was last asked."""
+        with contextlib.suppress(BlockingIOError):
+            return len(os.read(self.progress, 1 << 16))
+        return 0
 
     def _receive(self, size: int) -> bytes:
         received = bytearray()
@@ -76,6 +90,7 @@ class _Running:
     def end(self) -> int:
         """Ends the process unless it has ended; how it did."""
         self.connection.close()
+        os.close(self.progress)
         with contextlib.suppress(subprocess.TimeoutExpired):
             # It ends by itself when it is not asked any more, and it may be dying.
             return self.process.wait(0.2)
@@ -94,52 +109,76 @@ class RenderingProcess:
         self._running: _Running | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
-    def compile(self, file: str) -> dict[str, Any]:
+    def compile(self, file: str) -> Mapping[str, list[str]]:
         """See the worker. Raises OverTimeError, BrokenProcessError."""
-        return self._request("compile", file)
+        done, failure = self._done("compile", [file])
+        if failure is not None:
+            raise failure
+        [compiled] = done
+        return dict(compiled)
 
-    def render(self, parts: Mapping[str, tuple[str, int]], context: Mapping[str, Any]) -> dict[str, Any]:
-        """See the worker. Raises OverTimeError, BrokenProcessError."""
-        return self._request("render", dict(parts), dict(context))
+    def render(self, asked: Sequence[Rendering]) -> tuple[list[Said], OverTimeError | BrokenProcessError | None]:
+        """Renders one after the other, up to the first that cannot be: what became of those before it, and why not."""
+        done: list[Said] = []
+        for first in range(0, len(asked), _AT_ONCE):
+            some, failure = self._done("render", asked[first : first + _AT_ONCE])
+            done += some
+            if failure is not None:
+                return done, failure
+        return done, None
 
-    def _request(self, *request: Any) -> dict[str, Any]:
+    def _done(self, command: str, asked: Sequence[Any]) -> tuple[list[Any], OverTimeError | BrokenProcessError | None]:
+        done: list[Any] = []
+        until, died_at = len(asked), set[int]()
+        failure: OverTimeError | BrokenProcessError | None = None
         with self._lock:
-            problem = ""
-            for _ in range(2):
+            while len(done) < until:
+                first, begun = len(done), 0
                 try:
                     running = self._started()
-                    running.ask(request)
-                    answer = running.answer()
+                    try:
+                        running.ask((command, asked[0] if command == "compile" else asked[first:until]))
+                        while len(done) < until:
+                            answer = running.answer()
+                            done += _checked([answer] if command == "compile" else answer, until - len(done))
+                    finally:
+                        begun = running.begun()
                 except (OSError, EOFError, ValueError, struct.error) as error:
                     code = self._end()
+                    # What was ready but not handed on is done again; it was at the one that it began last.
+                    at = min(max(first + begun - 1, len(done)), until - 1)
                     if code == -signal.SIGPROF:
-                        raise OverTimeError from None
-                    problem = f"the process that renders ended with {code} ({type(error).__name__})"
-                    continue
-                if self._closed:
-                    self._end()
-                return answer
-            raise BrokenProcessError(problem)
+                        until, failure = at, OverTimeError()
+                    elif at in died_at:
+                        what = f"the process that renders ended with {code} ({type(error).__name__})"
+                        until, failure = at, BrokenProcessError(what)
+                    died_at.add(at)
+            if self._closed:
+                self._end()
+        return done, failure
 
     def _started(self) -> _Running:
         if self._running is None:
             ours, theirs = socket.socketpair()
-            with theirs:
+            progress, tell = os.pipe()
+            os.set_blocking(progress, False)
+            with theirs, os.fdopen(tell, "wb", buffering=0):
                 environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
                 process = subprocess.Popen(  # noqa: S603 - this interpreter, and a file of this package
                     [sys.executable, "-I", str(_SCRIPT)],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
+                    pass_fds=(tell,),
                     env=environment,
                     cwd="/",
                     # A Ctrl-C is for the parent, which ends it in its turn.
                     start_new_session=True,
                 )
             ours.settimeout(_PATIENCE)
-            self._running = _Running(process, ours)
+            self._running = _Running(process, ours, progress)
             self._finalizer = weakref.finalize(self, self._running.end)
-            self._running.ask((self._sources, self.bounds.memory, self.bounds.seconds))
+            self._running.ask((self._sources, self.bounds.memory, self.bounds.seconds, tell))
         return self._running
 
     def _end(self) -> int:
@@ -154,3 +193,10 @@ class RenderingProcess:
         with self._lock:
             self._closed = True
             self._end()
+
+
+def _checked(answers: Any, most: int) -> list[Any]:
+    """As many answers as may come, at least one; whoever they come from is not trusted."""
+    if not isinstance(answers, list) or not 0 < len(answers) <= most:
+        raise ValueError("not what was asked for")
+    return answers

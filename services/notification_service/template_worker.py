@@ -7,19 +7,23 @@ template can stop, and the process has so much memory. What else the machine doe
 time is its own.
 
 It speaks with its parent over the socket at descriptor 0: frames with their length before them, pickled towards here,
-JSON towards the parent, who is not to trust what comes from here. It ends with its parent.
+JSON towards the parent, who is not to trust what comes from here. A request may be for many renderings; each is bounded
+on its own, and a pipe gets one byte when it begins, so that the parent knows which of them the process has died of. It
+ends with its parent.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import signal
 import socket
 import struct
 import sys
+import time
 import zoneinfo
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from types import TracebackType
 from typing import Any
@@ -30,6 +34,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _LENGTH = struct.Struct(">I")
 _LONGEST_REASON = 300
+# What has been rendered is handed on after so many characters, for it counts as memory, and after so many seconds, for
+# the parent waits for a sign of life.
+_MOST_KEPT, _LONGEST_KEPT = 1 << 20, 0.02
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class _TooLargeError(Exception):
@@ -93,15 +102,31 @@ class _Worker:
             problems.append(self._reason(file, error))
         return {"problems": problems, "references": references}
 
-    def render(self, parts: Mapping[str, tuple[str, int]], context: Mapping[str, Any]) -> dict[str, Any]:
-        """Renders files, each with the most bytes that it may become: by part `text` or `problem`."""
-        return {part: self._part(file, most, context) for part, (file, most) in parts.items()}
+    def render(
+        self, requests: Sequence[tuple[Mapping[str, tuple[str, int]], Mapping[str, Any]]], begin: Callable[[], None]
+    ) -> Iterator[list[dict[str, dict[str, str]]]]:
+        """Renders files by part, each with the most bytes that it may become, for one context after the other: `text`
+        or `problem` by part, in lists of as many as are ready. Calls `begin` before each.
+        """
+        ready: list[dict[str, dict[str, str]]] = []
+        size, since = 0, time.monotonic()
+        for parts, context in requests:
+            begin()
+            # Made once for all parts, and changed by none.
+            seen = {**self._environment.globals, **context}
+            ready.append({part: self._part(file, most, seen) for part, (file, most) in parts.items()})
+            size += sum(len(text) for part in ready[-1].values() for text in part.values())
+            if size > _MOST_KEPT or time.monotonic() - since > _LONGEST_KEPT:
+                yield ready
+                ready, size, since = [], 0, time.monotonic()
+        if ready:
+            yield ready
 
-    def _part(self, file: str, most: int, context: Mapping[str, Any]) -> dict[str, str]:
+    def _part(self, file: str, most: int, seen: dict[str, Any]) -> dict[str, str]:
         try:
             pieces: list[str] = []
             size = 0
-            for piece in self._environment.get_template(file).generate(context):
+            for piece in self._pieces(file, seen):
                 size += len(piece)
                 if size > most:
                     raise _TooLargeError
@@ -115,6 +140,14 @@ class _Worker:
             return {"problem": f"template {file}: becomes larger than {most:,} bytes"}
         except Exception as error:
             return {"problem": self._reason(file, error)}
+
+    def _pieces(self, file: str, seen: dict[str, Any]) -> Iterator[str]:
+        """As Template.generate, which makes a dict of all that is seen anew for each file."""
+        template = self._environment.get_template(file)
+        try:
+            yield from template.root_render_func(template.new_context(seen, shared=True))
+        except Exception:
+            self._environment.handle_exception()
 
     def _reason(self, file: str, error: Exception) -> str:
         match error:
@@ -183,17 +216,28 @@ def _request(connection: socket.socket) -> Any:
 def main() -> None:
     """Answers requests until the parent ends."""
     connection = socket.socket(fileno=0)
-    sources, memory, seconds = _request(connection)
+    sources, memory, seconds, progress = _request(connection)
     _bounded(memory)
     worker = _Worker(sources, memory)
-    while True:
-        command, *arguments = _request(connection)
+
+    def begin() -> None:
+        os.write(progress, b".")
         # The signal is not handled: the kernel ends the process, wherever in a template it is.
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        answer = getattr(worker, command)(*arguments)
+
+    def send(answer: Any) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        frame = json.dumps(answer, ensure_ascii=False).encode()
+        frame = _encode(answer).encode()
         connection.sendall(_LENGTH.pack(len(frame)) + frame)
+
+    while True:
+        command, argument = _request(connection)
+        if command == "compile":
+            begin()
+            send(worker.compile(argument))
+        else:
+            for ready in worker.render(argument, begin):
+                send(ready)
 
 
 if __name__ == "__main__":

@@ -20,17 +20,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from notification_service import template_files
 from notification_service.template_files import HTML, SUBJECT, TEXT, FileSet, MissingTemplateError
-from notification_service.template_process import Bounds, BrokenProcessError, OverTimeError, RenderingProcess
+from notification_service.template_process import Bounds, BrokenProcessError, OverTimeError, RenderingProcess, Said
 from servicekit.configfile import InvalidConfigError
 
 # What a part may become, in bytes of UTF-8.
 LARGEST_PART = 1 << 20
 LARGEST_SUBJECT = 1000
+_MOST = {SUBJECT: LARGEST_SUBJECT, TEXT: LARGEST_PART, HTML: LARGEST_PART}
+
+# Locales are what users say they are: of so many it is known which files are for them.
+_MOST_CHOSEN = 1000
 
 # A template that runs over its time so often in a row is let alone for a while: trying it costs all others that time.
 _PATIENCE = 3
@@ -53,6 +58,16 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A notification to be said by a template, in the best language that there is for a locale."""
+
+    name: str
+    context: Mapping[str, Any]
+    html: bool
+    locale: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Rendered:
     """What a notification says. `html` is empty if it was not asked for, or failed, which `html_problem` says."""
 
@@ -71,6 +86,13 @@ class Loaded:
         self.files = files
         self.load_time = datetime.now(UTC)
         self._process = RenderingProcess(files.sources, bounds)
+
+        @lru_cache(_MOST_CHOSEN)
+        def choose(name: str, locale: str, html: bool) -> tuple[str, Mapping[str, tuple[str, int]]]:
+            chosen = files.choose(name, locale, html=html)
+            return chosen.locale, {part: (file, _MOST[part]) for part, file in chosen.files.items()}
+
+        self._choose = choose
         # By template and locale: how often it ran over its time in a row, and until when it is let alone.
         self._over: dict[tuple[str, str], tuple[int, float]] = {}
         self._problems: dict[str, tuple[list[str], list[str]]] = {}
@@ -83,49 +105,75 @@ class Loaded:
     def locale(self, name: str, locale: str, html: bool) -> str:
         """The locale that `render` would say a notification in; empty also if there is no such template."""
         try:
-            return self.files.choose(name, locale, html=html).locale
+            return self._choose(name, locale, html)[0]
         except MissingTemplateError:
             return ""
 
     def render(self, name: str, context: Mapping[str, Any], *, locale: str = "", html: bool) -> Rendered:
-        """Says a notification in the best language there is for a locale. Raises RenderError."""
-        try:
-            chosen = self.files.choose(name, locale, html=html)
-        except MissingTemplateError as error:
-            raise RenderError(str(error)[:_LONGEST_REASON]) from None
-        most = {SUBJECT: LARGEST_SUBJECT, TEXT: LARGEST_PART, HTML: LARGEST_PART}
-        parts = {part: (file, most[part]) for part, file in chosen.files.items()}
-        said = self._said(name, chosen.locale, parts, {**context, "locale": chosen.locale})
+        """Says one notification. Raises RenderError."""
+        [said] = self.render_all([Asked(name, context, html, locale)])
+        if isinstance(said, RenderError):
+            raise said
+        return said
+
+    def render_all(self, asked: Sequence[Asked]) -> list[Rendered | RenderError]:
+        """Says many notifications, each as if it were the only one, far faster than one by one."""
+        said: dict[int, Rendered | RenderError] = {}
+        left = list(range(len(asked)))
+        while left:
+            trying: list[int] = []
+            renderings = []
+            for number in left:
+                one = asked[number]
+                try:
+                    locale, parts = self._choose(one.name, one.locale, one.html)
+                    self._tried(one.name, locale)
+                except (MissingTemplateError, RenderError) as error:
+                    said[number] = RenderError(str(error)[:_LONGEST_REASON])
+                    continue
+                trying.append(number)
+                renderings.append((parts, {**one.context, "locale": locale}))
+            done, failure = self._process.render(renderings)
+            for number, parts_said in zip(trying, done, strict=False):
+                said[number] = self._rendered(asked[number], parts_said)
+            if failure is not None:
+                number = trying[len(done)]
+                said[number] = self._failed(asked[number], failure)
+            left = trying[len(done) + 1 :]
+        return [said[number] for number in range(len(asked))]
+
+    def _tried(self, name: str, locale: str) -> None:
+        """Raises RenderError while a template is let alone."""
+        times, until = self._over.get((name, locale), (0, 0.0))
+        if times >= _PATIENCE and time.monotonic() < until:
+            label = _label(name, locale)
+            raise RenderError(f"{label}: not tried, for it took too long {times} times in a row")
+
+    def _rendered(self, asked: Asked, said: Said) -> Rendered | RenderError:
+        locale, _ = self._choose(asked.name, asked.locale, asked.html)
+        self._over.pop((asked.name, locale), None)
         for part in (SUBJECT, TEXT):
             if "problem" in said[part]:
-                raise RenderError(said[part]["problem"])
+                return RenderError(said[part]["problem"])
+        html = said[HTML] if asked.html else {}
         return Rendered(
             # A subject is one line: whatever comes in by a name cannot begin another header.
             subject=" ".join(said[SUBJECT]["text"].split()),
             text=said[TEXT]["text"].strip() + "\n",
-            html=said[HTML].get("text", "") if html else "",
-            html_problem=said[HTML].get("problem", "") if html else "",
+            html=html.get("text", ""),
+            html_problem=html.get("problem", ""),
             version=self.version,
-            locale=chosen.locale,
+            locale=locale,
         )
 
-    def _said(
-        self, name: str, locale: str, parts: Mapping[str, tuple[str, int]], context: Mapping[str, Any]
-    ) -> Mapping[str, Mapping[str, str]]:
-        label = f"template {name}" + (f" in {locale}" if locale else "")
-        times, until = self._over.get((name, locale), (0, 0.0))
-        if times >= _PATIENCE and time.monotonic() < until:
-            raise RenderError(f"{label}: not tried, for it took too long {times} times in a row")
-        try:
-            said = self._process.render(parts, context)
-        except OverTimeError:
-            self._over[name, locale] = times + 1, time.monotonic() + _PAUSE
-            seconds = self._process.bounds.seconds
-            raise RenderError(f"{label}: takes more than {seconds:g} s of processor time") from None
-        except BrokenProcessError as error:
-            raise RenderError(f"{label}: {error}") from None
-        self._over.pop((name, locale), None)
-        return said
+    def _failed(self, asked: Asked, failure: OverTimeError | BrokenProcessError) -> RenderError:
+        locale, _ = self._choose(asked.name, asked.locale, asked.html)
+        label = _label(asked.name, locale)
+        if isinstance(failure, BrokenProcessError):
+            return RenderError(f"{label}: {failure}")
+        times, _ = self._over.get((asked.name, locale), (0, 0.0))
+        self._over[asked.name, locale] = times + 1, time.monotonic() + _PAUSE
+        return RenderError(f"{label}: takes more than {self._process.bounds.seconds:g} s of processor time")
 
     def problems(self, needs: Sequence[Need]) -> list[str]:
         """What is wrong for these rules, a line each; every translation of their templates counts."""
@@ -169,6 +217,10 @@ class Loaded:
     def close(self) -> None:
         """Gives back its process; who still has the set may go on using it."""
         self._process.close()
+
+
+def _label(name: str, locale: str) -> str:
+    return f"template {name}" + (f" in {locale}" if locale else "")
 
 
 class Templates:

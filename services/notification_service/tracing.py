@@ -31,6 +31,7 @@ _PROCESS: dict[str, str | int] = {
 }
 
 _tracer = trace.get_tracer(__name__)
+_enabled = telemetry.enabled()
 
 # The processing of each sampled event, by the event's id.
 Spans = Mapping[str, Span]
@@ -39,7 +40,7 @@ Spans = Mapping[str, Span]
 @contextmanager
 def processing(events: Sequence[users_pb2.UserEvent]) -> Iterator[Spans]:
     """The spans of the sampled events of a batch."""
-    spans = _process_spans(events) if telemetry.enabled() else {}
+    spans = _process_spans(events) if _enabled else {}
     try:
         yield spans
     except BaseException as error:
@@ -105,8 +106,8 @@ class Attempt:
 @contextmanager
 def attempt(leased: Leased) -> Iterator[Attempt]:
     """The span of one delivery attempt, if the change that it tells of is sampled."""
-    parent = telemetry.extract(leased.trace_parent, leased.trace_state)
-    if not (telemetry.enabled() and trace.get_current_span(parent).get_span_context().trace_flags.sampled):
+    parent = telemetry.extract(leased.trace_parent, leased.trace_state) if _enabled else Context()
+    if not trace.get_current_span(parent).get_span_context().trace_flags.sampled:
         yield Attempt(leased.trace_parent, leased.trace_state, trace.INVALID_SPAN)
         return
     with _tracer.start_as_current_span(

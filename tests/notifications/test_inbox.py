@@ -52,6 +52,13 @@ async def counts(connection: Connection) -> tuple[int, int]:
     return row[0], row[1]
 
 
+async def test_a_large_batch_keeps_its_order(connection: Connection, composer: Composer, events: Events) -> None:
+    made = [events.created(f"user-{number}", display_name=f"User {number}") for number in range(150)]
+    await inbox_of(composer).store(connection, await begin(connection), batch(*made))
+    found = await connection.execute("SELECT event_position, subject FROM notifications ORDER BY position")
+    assert await found.fetchall() == [(number + 1, f"Welcome, User {number}") for number in range(150)]
+
+
 async def test_a_batch_and_its_cursor_are_stored_together(
     connection: Connection, composer: Composer, events: Events
 ) -> None:

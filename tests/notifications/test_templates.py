@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from notification_service import lanes, rules, template_reload
@@ -18,7 +19,7 @@ from notification_service.compose import Composer
 from notification_service.inbox import Inbox
 from notification_service.store import feed, reads
 from notification_service.template_process import Bounds
-from notification_service.templates import Need, RenderError, Templates
+from notification_service.templates import Asked, Need, RenderError, Templates
 from servicekit import callers, guard
 from servicekit.configfile import InvalidConfigError
 from servicekit.database import Connection
@@ -105,6 +106,63 @@ def test_a_template_that_always_takes_too_long_is_let_alone(tmp_path: Path) -> N
             templates.render("t", {}, html=False)
     with pytest.raises(RenderError, match="not tried, for it took too long 3 times in a row"):
         templates.render("t", {}, html=False)
+
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def names(*given: str, template: str = "t") -> list[Asked]:
+    return [Asked(template, {"name": name}, html=False) for name in given]
+
+
+def test_what_cannot_be_rendered_costs_none_of_the_others(tmp_path: Path) -> None:
+    put(tmp_path)
+    write(tmp_path / "t.txt", "{% if name == 'loop' %}" + LOOP + "{% endif %}{{ 1 / (name != 'zero') }} {{ name }}")
+    templates = Templates(tmp_path, Bounds(seconds=0.3))
+    asked = [*names("a", "zero", "b", "loop", "c"), Asked("absent", {}, html=False), *names("d", "loop")]
+    said = templates.current.render_all(asked)
+    texts = [str(one) if isinstance(one, RenderError) else one.text for one in said]
+    assert (texts[0], texts[2], texts[4], texts[6]) == ("1.0 a\n", "1.0 b\n", "1.0 c\n", "1.0 d\n")
+    assert "ZeroDivisionError" in texts[1]
+    assert texts[3] == texts[7] == "template t: takes more than 0.3 s of processor time"
+    assert texts[5] == "template absent.subject.txt is missing"
+
+
+def test_a_template_that_takes_too_long_is_let_alone_among_others(tmp_path: Path) -> None:
+    put(tmp_path)
+    write(tmp_path / "t.txt", LOOP)
+    for part in ("subject.txt", "txt"):
+        write(tmp_path / f"u.{part}", "well")
+    templates = Templates(tmp_path, Bounds(seconds=0.05))
+    said = templates.current.render_all(names("a", "b", "c", "d", "e") + names("f", template="u"))
+    texts = [str(one) if isinstance(one, RenderError) else one.text for one in said]
+    assert [("processor time" in text, "not tried" in text) for text in texts[:5]] == [(True, False)] * 3 + [
+        (False, True)
+    ] * 2
+    assert texts[5] == "well\n"
+
+
+def test_much_is_rendered_at_once_in_little_memory(tmp_path: Path) -> None:
+    put(tmp_path)
+    write(tmp_path / "t.txt", "{{ name * 500000 }}")
+    said = Templates(tmp_path).current.render_all(names(*map(str, range(300))))
+    for number, one in enumerate(said):
+        text = str(number) * 500_000
+        assert isinstance(one, RenderError) == (len(text) > 1 << 20)
+        assert isinstance(one, RenderError) or one.text == text + "\n"
+
+
+def test_a_process_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    put(tmp_path)
+    write(tmp_path / "t.txt", "{{ name }}")
+    current = Templates(tmp_path).current
+    before = set(psutil.Process().children())
+    current.render_all(names("a"))
+    [worker] = set(psutil.Process().children()) - before
+    worker.kill()
+    worker.wait()
+    said = current.render_all(names("b", "c"))
+    assert [one.text for one in said if not isinstance(one, RenderError)] == ["b\n", "c\n"]
 
 
 def test_a_mounted_folder_is_swapped_as_a_whole(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache, partial
 from http import HTTPStatus
 
 import aiohttp
@@ -29,6 +30,8 @@ from notification_service.registry import Endpoints
 
 _READ_BYTES = 512
 _READ_TIME = 1.0  # seconds
+# URLs of which it is known that they may be called.
+_MOST_URLS = 1000
 
 # Answers below 500 that are worth another attempt: time-out, too early, too many.
 _RETRYABLE = frozenset({408, 425, 429})
@@ -67,7 +70,7 @@ class WebhookChannel:
     def __init__(
         self, endpoints: Endpoints, *, connections: int, timeout: float, networks: Sequence[Network] = ()
     ) -> None:
-        self._networks = tuple(networks)
+        self._check_literal = lru_cache(_MOST_URLS)(partial(_check_literal, networks=tuple(networks)))
         self._endpoints = endpoints
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, resolver=CheckedResolver(networks)),
@@ -129,12 +132,6 @@ class WebhookChannel:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return outcome(Result.FAILED, 0, f"{type(error).__name__}: {error}", outage=True)
 
-    def _check_literal(self, url: str) -> None:
-        """A host that is an address already is not resolved."""
-        host = URL(url).host or ""
-        if is_ip_address(host):
-            check(host, self._networks)
-
     async def close(self) -> None:
         """Closes every connection."""
         await self._session.close()
@@ -149,6 +146,13 @@ async def _beginning(response: aiohttp.ClientResponse) -> bytes:
     if not response.content.at_eof():
         response.close()  # the rest is not read, so the connection is of no more use
     return answer
+
+
+def _check_literal(url: str, networks: Sequence[Network]) -> None:
+    """A host that is an address already is not resolved. Raises ForbiddenAddressError."""
+    host = URL(url).host or ""
+    if is_ip_address(host):
+        check(host, networks)
 
 
 def _forbidden(error: ForbiddenAddressError) -> Outcome:

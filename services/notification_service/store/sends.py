@@ -40,9 +40,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as insert_or_ignore
 
 from notification_service import errors
-from notification_service.domain import SEND_CANCELLED, Notification, Order, SendState, State, stamp
+from notification_service.domain import SEND_CANCELLED, Notification, Order, SendState, stamp
 from notification_service.store import feed, recipients
-from notification_service.store.leases import cancellation
+from notification_service.store.leases import cancellation, still_pending
 from notification_service.store.parts import MILLISECOND, SECOND, TIME, UUID, bind, number
 from notification_service.tables import deliveries, notifications, recipients_feed, sends
 from servicekit import arrays
@@ -194,11 +194,10 @@ _looked_at = (
     .limit(number(_SETTLED_AT_ONCE))
     .cte("looked_at")
 )
-_pending = deliveries.c.state == number(State.PENDING)
 _free = (
     select(deliveries.c.id)
     .join(_looked_at, _looked_at.c.id == deliveries.c.notification_id)
-    .where(_pending, or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= func.now()))
+    .where(still_pending, or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= func.now()))
     .order_by(deliveries.c.id)
     .with_for_update(of=deliveries, skip_locked=True)
     .cte("free")
@@ -212,7 +211,7 @@ _SETTLE = sql(
         _count.select_from(_ended).scalar_subquery(),
         # As of the beginning of the statement.
         _count.select_from(deliveries.join(_looked_at, _looked_at.c.id == deliveries.c.notification_id))
-        .where(_pending)
+        .where(still_pending)
         .scalar_subquery(),
     )
 )

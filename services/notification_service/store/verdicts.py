@@ -9,7 +9,7 @@ from sqlalchemy import SmallInteger, Text, case, func, insert, not_, null, selec
 
 from notification_service.domain import State
 from notification_service.gate import Cancel, Defer
-from notification_service.store.leases import Picked
+from notification_service.store.leases import Picked, still_pending
 from notification_service.store.parts import TIME, UUID, number, rows
 from notification_service.tables import deliveries, delivery_decisions
 from servicekit import arrays
@@ -24,7 +24,7 @@ _decided = (
     .where(
         deliveries.c.id == _verdict.c.v_id,
         deliveries.c.tries == _verdict.c.v_tries,
-        deliveries.c.state == number(State.PENDING),
+        still_pending,
     )
     .values(
         state=case((_waits, number(State.PENDING)), else_=number(State.CANCELLED)),
@@ -40,7 +40,7 @@ _decided = (
 # What waited for one of them need not wait for it any more.
 _let_go = (
     update(deliveries)
-    .where(deliveries.c.behind == _decided.c.id, deliveries.c.state == number(State.PENDING))
+    .where(deliveries.c.behind == _decided.c.id, still_pending)
     .values(behind=null(), next_attempt_time=func.now())
     .returning(deliveries.c.id)
     .cte("let_go")

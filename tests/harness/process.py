@@ -8,14 +8,12 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import devstack.child
 from devstack.parts import ask_health
+from tests.harness import programs
 
 _POLL = 0.05
 
@@ -54,10 +52,10 @@ class ServiceProcess:
     def __init__(
         self, module: str, *arguments: str, environment: Mapping[str, str], listen_variable: str | None = None
     ) -> None:
-        self._command = [sys.executable, "-m", module, *arguments]
+        self._arguments = arguments
         self._environment = dict(environment)
         self._listen_variable = listen_variable
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: programs.Process | asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self.module = module
         self.address = ""
@@ -91,16 +89,7 @@ class ServiceProcess:
             environment[self._listen_variable] = self.address or self._environment.get(
                 self._listen_variable, "127.0.0.1:0"
             )
-        self._process = await asyncio.create_subprocess_exec(
-            # The wrapper becomes the service and ties its life to pytest's.
-            sys.executable, "-S", "-E", str(Path(devstack.child.__file__)), str(os.getpid()), *self._command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-            limit=1 << 24,
-        )  # fmt: skip
+        self._process = await programs.start(self.module, *self._arguments, environment=environment)
         assert self._process.stdout is not None
         self._reader = asyncio.create_task(self._read(self._process.stdout))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -83,11 +84,21 @@ def _begin(request: dict[str, Any], descriptors: list[int], parent: int) -> list
         os.dup2(descriptor, target)
     for descriptor in descriptors:
         os.close(descriptor)
+    # What they were made for may have been a file or a terminal.
+    sys.stdout = _stream(sys.stdout, 1, by_lines=False)
+    sys.stderr = _stream(sys.stderr, 2, by_lines=True)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
     sys.path[0] = request["directory"]
     return list(request["arguments"])
+
+
+def _stream(before: Any, descriptor: int, *, by_lines: bool) -> io.TextIOWrapper:
+    buffer = open(descriptor, "wb", 0 if before.write_through else -1, closefd=False)  # noqa: SIM115
+    return io.TextIOWrapper(
+        buffer, before.encoding, before.errors, "\n", line_buffering=by_lines, write_through=before.write_through
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import os
 import signal
 import socket
 import time
@@ -14,13 +13,9 @@ from typing import Any
 
 from devstack.parts import ask_health
 from tests.harness import programs
+from tests.harness.programs import clean_environment as clean_environment
 
 _POLL = 0.05
-
-
-def clean_environment() -> dict[str, str]:
-    """This process's environment without what configures Tidings or telemetry: a developer's shell must not matter."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("TIDINGS_", "OTEL_"))}
 
 
 def free_port() -> int:

@@ -37,8 +37,13 @@ _IMPORTED = {
     "devstack": ("devstack.__main__", "devstack.mailcatcher"),
     "tidings.cli": ("tidings.cli.app",),
 }
-# Read by a new interpreter, by the loader or by libraries when they are imported.
-_OF_AN_INTERPRETER = ("PYTHON", "LD_", "GRPC_", "LC_", "LANG", "TZ", "OPENSSL_")
+# Read by a new interpreter, by the loader, or by what is imported.
+_OF_AN_INTERPRETER = ("PYTHON", "LD_", "GRPC_", "LC_", "LANG", "TZ", "OPENSSL_", "OTEL_")
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what configures Tidings or telemetry: a developer's shell must not matter."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("TIDINGS_", "OTEL_"))}
 
 
 @dataclass(eq=False)
@@ -104,6 +109,7 @@ class _Nursery:
                 ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[its.fileno()],
+                env=clean_environment(),
                 start_new_session=True,
             )  # fmt: skip
         ours.setblocking(False)
@@ -163,7 +169,7 @@ def _of_an_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(_OF_AN_INTERPRETER)}
 
 
-_OURS = _of_an_interpreter(os.environ)
+_OURS = _of_an_interpreter(clean_environment())
 
 
 async def start(

@@ -25,7 +25,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def until(condition: Callable[[], Any], timeout: float = 15.0, what: str = "", poll: float = _POLL) -> Any:
+async def until(condition: Callable[[], Any], timeout: float = 30.0, what: str = "", poll: float = _POLL) -> Any:
     """Asks `condition` (plain or async) until it is truthy and returns what it said. Fails after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
@@ -88,20 +88,20 @@ class ServiceProcess:
         assert self._process.stdout is not None
         self._reader = asyncio.create_task(self._read(self._process.stdout))
 
-    async def start(self, timeout: float = 30.0) -> ServiceProcess:
+    async def start(self, timeout: float = 60.0) -> ServiceProcess:
         """Starts it and waits until it is ready."""
         await self.launch()
         await self.wait_ready(timeout)
         return self
 
-    async def wait_serving(self, timeout: float = 30.0) -> str:
+    async def wait_serving(self, timeout: float = 60.0) -> str:
         """Waits for the log line that says where this process serves; returns the address."""
         record = await self.wait_log("serving", timeout, pid=self.pid)
         self.address = str(record["address"])
         self.health_address = str(record.get("health_address", self.address))
         return self.address
 
-    async def wait_ready(self, timeout: float = 30.0) -> None:
+    async def wait_ready(self, timeout: float = 60.0) -> None:
         """Waits until its health service says that it is ready."""
         deadline = time.monotonic() + timeout
         await self.wait_serving(timeout)
@@ -119,7 +119,7 @@ class ServiceProcess:
         return await ask_health(self.health_address) is None
 
     async def wait_log(
-        self, event: str, timeout: float = 15.0, *, pid: int | None = None, **fields: Any
+        self, event: str, timeout: float = 30.0, *, pid: int | None = None, **fields: Any
     ) -> dict[str, Any]:
         """Waits for a log record by its event and fields, also one of the past; with `pid` only of that process."""
         wanted = {"event": event, **fields} | ({"_pid": pid} if pid is not None else {})
@@ -163,7 +163,7 @@ class ServiceProcess:
                 self.send(signal.SIGKILL)
         return await self.wait()
 
-    async def restart(self, timeout: float = 30.0) -> None:
+    async def restart(self, timeout: float = 60.0) -> None:
         """Starts it again at the same address, after its end, and waits until it is ready."""
         deadline = time.monotonic() + timeout
         while True:

@@ -21,11 +21,16 @@ QUICK = {"segment_events": 4, "seal_interval": 0.05, "retention_interval": 0.05,
 
 
 async def _age(made: Database, upto: int) -> None:
-    """Makes the events up to a position 40 days older, while nobody seals them."""
+    """Makes the events up to a position 40 days older, sealed or not, while nobody seals them."""
     async with await made.connect() as connection, connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('tidings sealer', 0))")
         await connection.execute(
             "UPDATE user_events SET commit_time = commit_time - interval '40 days' WHERE position <= %s", (upto,)
+        )
+        await connection.execute(
+            "UPDATE segments SET last_time = last_time - interval '40 days'"
+            " WHERE last_position <= %s AND last_time > now() - interval '40 days'",
+            (upto,),
         )
 
 
@@ -307,8 +312,6 @@ async def test_everything_at_once(services: Services, users_database: Database) 
 
     async def nothing_is_left() -> bool:
         await _age(users_database, total)
-        # Some were sealed before they were made older.
-        await users_database.fetch("UPDATE segments SET last_time = last_time - interval '40 days'")
         return await _earliest(stubs[0]) == total + 1
 
     # In the end nothing is left of it, and the next event has the next position.

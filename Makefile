@@ -80,7 +80,7 @@ run: setup ## the whole system in the foreground; Ctrl-C stops it, the data stay
 
 .PHONY: test
 test: setup ## every test that needs no cluster; ARGS="..." for pytest
-	$(BIN)/pytest -n $(JOBS) $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 .PHONY: check
 check: check-code check-imports check-protos check-migrations check-image check-manifests ## everything that CI checks besides the tests

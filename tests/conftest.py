@@ -22,6 +22,7 @@ from tests.harness import (
     programs,
 )
 from tests.harness.collector import collecting
+from tests.harness.order import ordered
 
 # What is started in a shell's background ignores SIGINT, and so would the processes of the tests, which are sent it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -32,11 +33,17 @@ hypothesis.settings.register_profile("tidings", deadline=None)
 hypothesis.settings.load_profile("tidings")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Among several workers, what takes long comes first."""
+    if (told := getattr(config, "workerinput", None)) is not None:
+        items[:] = ordered(items, int(told["workercount"]))
+
+
 @pytest.fixture(scope="session", autouse=True)
 async def _programs() -> AsyncIterator[None]:
     """Ends what the session's processes were forked from."""
     yield
-    programs.stop()
+    await programs.stop()
 
 
 @pytest.fixture(scope="session")

@@ -218,7 +218,7 @@ async def _reading(descriptor: int) -> asyncio.StreamReader:
     return reader
 
 
-def stop() -> None:
+async def stop() -> None:
     """Ends what forks in this event loop."""
     for one in _nurseries.pop(asyncio.get_running_loop(), {}).values():
         one.close()

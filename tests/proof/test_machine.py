@@ -28,7 +28,7 @@ from servicekit import database
 from tests.faults.asking import reason_of
 from tests.faults.following import Habit, channels, received, request_of, watch
 from tests.faults.probes import tables
-from tests.harness import Database, PostgresServer, ServiceProcess, Services
+from tests.harness import Database, PostgresServer, ServiceProcess, Services, programs
 from tests.proof.history import gather
 from tests.proof.promises import judge
 from tests.proof.records import Attempt, Closed, Intent, Message, Opened, Outcome, Record, state
@@ -432,4 +432,5 @@ def test_the_feed_keeps_its_promises_in_any_order_of_events(postgres: PostgresSe
             ),
         )
     finally:
+        Feed.loop.run_until_complete(programs.stop())
         Feed.loop.close()

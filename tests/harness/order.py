@@ -1,8 +1,8 @@
 """The order of the tests when several workers share them: what takes long comes first, at each worker some of it.
 
-A worker begins with an equal part of the list and takes from others' ends when it has done its own (`--dist worksteal`).
-So the tests of a file stay together and share what their module has made, and at the end there is only what is short.
-Every worker must come to the same order.
+A worker begins with an equal part of the list and takes from the ends of others' when it has done its own
+(`--dist worksteal`). So the tests of a file stay together and share what their module has made, and at the end there is
+only what is short. Every worker must come to the same order.
 """
 
 from __future__ import annotations

@@ -38,6 +38,9 @@ _STOPPING = "stopping"
 # A look that comes later than it should by so much was not late by itself: the process did not run. Seconds.
 _PAUSED = 1.0
 
+# Seconds between looks while callers should not be sent here: first, and at most.
+_AT_ONCE, _SOON = 0.01, 0.2
+
 
 class Health:
     """Why each name is not SERVING; empty if it is. It begins alive and not started. `services` are their full
@@ -125,6 +128,7 @@ class Health:
         """
         loop = asyncio.get_running_loop()
         ran = due = loop.time()
+        soon = _AT_ONCE
         while True:
             # A pause may have begun right after it last ran: all that time is forgiven.
             if loop.time() - due > _PAUSED:
@@ -140,8 +144,9 @@ class Health:
                 continue
             self.set_ready("; ".join(filter(None, reasons)))
             self.set_alive("; ".join(f"the loop {name} is stuck" for name in background.stuck()))
-            # Until the first success look again soon: whoever starts the process waits for it.
-            pause = 0.2 if any(reasons) else interval
+            # Until the next success look again soon, the first time at once: whoever starts the process waits for it.
+            soon = min(2 * soon, _SOON) if any(reasons) else _AT_ONCE
+            pause = soon if any(reasons) else interval
             ran = loop.time()
             due = ran + pause
             await asyncio.sleep(pause)

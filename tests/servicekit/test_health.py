@@ -198,16 +198,21 @@ async def test_who_hangs_for_long_is_not_alive(users_database: Database, service
 
 
 async def test_a_pause_of_the_whole_process_is_not_held_against_its_loops(
-    users_database: Database, services: Services
+    users_database: Database, services: Services, proxy: PostgresProxy
 ) -> None:
-    service = await services.users(users_database, poll_interval=0.1, overdue_after=4, stuck_after=5).start()
+    settings = {"poll_interval": 0.1, "overdue_after": 5, "stuck_after": 6}
+    service = await services.users(proxy.url(users_database), **settings).start()
     async with watching(service.address, "readiness", "liveness") as watched:
+        # It would be overdue if it had waited for Postgres all that time.
+        fault = proxy.arm("tidings-users-tailer", Action.HOLD_BEFORE)
+        await fault.happened()
         service.send(signal.SIGSTOP)
-        await asyncio.sleep(6)
+        await asyncio.sleep(6.5)
         service.send(signal.SIGCONT)
         assert (await stub_of(service).CreateUser(create())).id
         # Health looks every two seconds.
         await asyncio.sleep(2.5)
+        fault.release()
         assert watched.said == {"readiness": [True], "liveness": [True]}
 
 

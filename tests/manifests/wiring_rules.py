@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -72,6 +73,7 @@ def _client_variables() -> set[str]:
     return found
 
 
+@functools.cache
 def known_variables(module: str) -> set[str]:
     """What a module may be given: its settings, and what the libraries below it read."""
     kinds: tuple[type[Settings], ...] = (*_SETTINGS[module], LogSettings)

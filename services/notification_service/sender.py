@@ -21,7 +21,6 @@ from typing import TypeVar
 from notification_service import metrics, sent
 from notification_service.compose import Composer
 from notification_service.domain import Notification, Order, Person
-from notification_service.sent import SkippedError
 from notification_service.store import recipients, sends
 from notification_service.store.sends import DeletedMeanwhileError, Page, TurnLostError
 from notification_service.templates import Loaded, RenderError
@@ -32,9 +31,10 @@ log = logs.get(__name__)
 
 _T = TypeVar("_T")
 
-# Recipients of a page, and how many are rendered in a thread at a time.
+# Recipients of a page, and how many are composed at a time: at first the fewest, then twice as many each time up to the
+# most. So a template that takes long is noticed early, and what comes next takes about as long as all before it.
 _PAGE = 200
-_PEOPLE_PER_TURN = 8
+_FEWEST, _MOST = 8, 64
 # What part of a turn composing may take before the page is stored as far as it is.
 _SHARE_OF_TURN = 0.25
 _LONGEST_PAUSE = 2.0
@@ -164,14 +164,14 @@ class Sender:
         until = loop.time() + self._turn * _SHARE_OF_TURN
         made: list[Notification] = []
         skipped: Counter[str] = Counter()
-        upto, done, left = found.upto, found.done, len(found.people)
-        for first in range(0, len(found.people), _PEOPLE_PER_TURN):
+        upto, done, left, size = found.upto, found.done, found.people, _FEWEST
+        while left:
             tasks.beat()
-            some = found.people[first : first + _PEOPLE_PER_TURN]
-            composed, reasons = await asyncio.to_thread(self._compose_some, order, some, templates)
+            some, left = left[:size], left[size:]
+            composed, reasons = await asyncio.to_thread(sent.notifications, order, some, templates, self._composer)
             made += composed
             skipped.update(reasons)
-            left -= len(some)
+            size = min(2 * size, _MOST)
             if left and loop.time() > until:
                 upto, done = some[-1].user_id, False
                 break
@@ -180,17 +180,6 @@ class Sender:
         )
         skipped["deleted"] += len(deleted)
         return Page(made, upto, done, unknown, skipped)
-
-    def _compose_some(
-        self, order: Order, people: Sequence[Person], templates: Loaded
-    ) -> tuple[list[Notification], list[str]]:
-        made, reasons = [], []
-        for person in people:
-            try:
-                made.append(sent.notification(order, person, templates, self._composer))
-            except SkippedError as skipped:
-                reasons.append(str(skipped))
-        return made, reasons
 
     async def _settle_one(self) -> bool:
         """Looks at a cancelled send of which something may be pending; whether there was one."""

@@ -39,7 +39,7 @@ from notification_service.registry import Endpoints
 from notification_service.sender import Sender
 from notification_service.settings import NotificationServiceSettings
 from notification_service.store import digests as digest_store
-from notification_service.store import reads, sends
+from notification_service.store import sends, standing
 from notification_service.subscriber import LONGEST_PAUSE, Subscriber
 from notification_service.tables import SCHEMA_REVISION
 from notification_service.tail import Tail
@@ -377,7 +377,7 @@ async def _measure(pool: Pool) -> None:
 
     async def look() -> None:
         async with pool.connection() as connection:
-            deliveries.found(await reads.standing(connection), await reads.position(connection))
+            deliveries.found(await standing.of_channels(connection), await standing.position(connection))
             sending.found(await sends.standing(connection))
             digests.found(*await digest_store.standing(connection))
 

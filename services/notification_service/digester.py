@@ -28,7 +28,6 @@ log = logs.get(__name__)
 # So many are taken at a time and stored together; what they say is rendered together, of so many items or one digest.
 _MOST = 20
 _ITEMS_AT_ONCE = 1000
-_LONGEST_PAUSE = 2.0
 # Two that began with the same event, closed at the same moment: the second is stored once the first is.
 _TRIES = 5
 
@@ -51,17 +50,8 @@ class Digester:
 
     async def run(self) -> None:
         """Closes what is due."""
-        pause = 0.05
         while True:
-            tasks.beat()
-            try:
-                taken = await self.close_due()
-                pause = 0.05
-            except database.AWAY as error:
-                log.warning("digests: database not reachable", error=str(error).strip(), retry_seconds=pause)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
-                continue
+            taken = await database.insist(self.close_due, "digests: database not reachable")
             if taken < _MOST:
                 await asyncio.sleep(self._poll_interval)
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 from notification_service import metrics, sent
 from notification_service.compose import Composer
 from notification_service.domain import Notification, Order, Person
-from notification_service.store import recipients, sends
+from notification_service.store import audience, recipients, sends, settling
 from notification_service.store.sends import DeletedMeanwhileError, Page, TurnLostError
 from notification_service.templates import Loaded, RenderError
 from servicekit import database, logs, tasks
@@ -183,14 +183,14 @@ class Sender:
 
     async def _settle_one(self) -> bool:
         """Looks at a cancelled send of which something may be pending; whether there was one."""
-        identity = await self._retried(sends.unsettled)
+        identity = await self._retried(settling.unsettled)
         if identity is None:
             return False
         left, after = 0, 0
         while True:
             tasks.beat()
             upto, ended, pending = await self._retried(
-                lambda connection, after=after: sends.settle(connection, identity, after)  # type: ignore[misc]
+                lambda connection, after=after: settling.settle(connection, identity, after)  # type: ignore[misc]
             )
             left += pending
             if ended:
@@ -199,7 +199,7 @@ class Sender:
                 break
             after = upto
         if not left:
-            await self._retried(lambda connection: sends.settled(connection, identity))
+            await self._retried(lambda connection: settling.settled(connection, identity))
         return True
 
     async def _retried(self, action: Callable[[Connection], Awaitable[_T]]) -> _T:
@@ -212,7 +212,7 @@ async def settle_now(connection: Connection, identity: uuid.UUID) -> None:
     """
     after: int | None = 0
     for _ in range(_SETTLED_BY_CALL):
-        after, _, _ = await sends.settle(connection, identity, after or 0)
+        after, _, _ = await settling.settle(connection, identity, after or 0)
         if after is None:
             return
 
@@ -220,11 +220,11 @@ async def settle_now(connection: Connection, identity: uuid.UUID) -> None:
 async def _read(connection: Connection, order: Order) -> _Found:
     """The next recipients of a send."""
     if order.user_ids is None:
-        page = await recipients.page(connection, order.filter or {}, order.passed or recipients.NOBODY, _PAGE)
+        page = await audience.page(connection, order.filter or {}, order.passed or recipients.NOBODY, _PAGE)
         return _Found(page.people, page.upto or recipients.EVERYBODY, page.upto is None)
     ids = sorted(one for one in order.user_ids if order.passed is None or one > order.passed)
     some = ids[:_PAGE]
-    people, deleted = await recipients.of_ids(connection, some)
+    people, deleted = await audience.of_ids(connection, some)
     known = {one.user_id for one in people} | deleted
     unknown = [one for one in some if one not in known]
     return _Found(people, some[-1] if some else order.passed, len(some) == len(ids), unknown, sorted(deleted))

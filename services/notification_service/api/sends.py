@@ -20,7 +20,7 @@ from notification_service.api import requests
 from notification_service.compose import Composer
 from notification_service.domain import CHANNELS, SendState
 from notification_service.sender import settle_now
-from notification_service.store import recipients
+from notification_service.store import audience, recipients, settling
 from notification_service.store import sends as store
 from notification_service.store.sends import New
 from notification_service.templates import RenderError
@@ -103,7 +103,7 @@ class SendService(sends_pb2_grpc.SendServiceServicer):
     async def CancelSend(self, request: pb.CancelSendRequest, context: _Context) -> pb.Send:
         identity = requests.one_id(request.id)
         async with requests.connection(self._pool) as connection:
-            if await store.cancel(connection, identity):
+            if await settling.cancel(connection, identity):
                 await settle_now(connection, identity)
                 log.info("a send is cancelled", send_id=request.id)
                 self._stored()
@@ -140,9 +140,9 @@ class SendService(sends_pb2_grpc.SendServiceServicer):
         answer.actor = new.actor
         async with requests.connection(self._pool) as connection:
             if new.user_ids is None:
-                answer.counts.matched = await recipients.count(connection, new.filter or {})
+                answer.counts.matched = await audience.count(connection, new.filter or {})
                 return answer
-            people, deleted = await recipients.of_ids(connection, new.user_ids)
+            people, deleted = await audience.of_ids(connection, new.user_ids)
         unknown = set(new.user_ids) - deleted - {one.user_id for one in people}
         answer.counts.matched, answer.counts.deleted = len(new.user_ids), len(deleted)
         answer.counts.unknown = len(unknown)

@@ -20,7 +20,7 @@ from notification_service.domain import EMAIL, TRIES_EXHAUSTED, Ended, Leased, R
 from notification_service.inbox import Inbox
 from notification_service.retries import Policy, decide
 from notification_service.routes import Providers, Route
-from notification_service.store import feed, leases, reads
+from notification_service.store import feed, leases, outcomes, reads
 from servicekit import database
 from servicekit.database import Connection, Pool
 from tests.harness import Action, Database, PostgresProxy, sql_contains
@@ -143,7 +143,7 @@ async def test_who_gives_back_late_takes_nothing_from_others(
     [begun] = await lease(connection)
     await leases.give_back(connection, late)
     assert await lease(connection) == []
-    assert await leases.record(connection, [delivered(begun)]) == {begun.id}
+    assert await outcomes.record(connection, [delivered(begun)]) == {begun.id}
 
 
 async def test_mail_arrives_once_each(
@@ -264,10 +264,10 @@ async def test_the_outcome_of_a_lost_lease_is_not_recorded(
     (quick,) = await lease(connection)
     assert (slow.id, slow.number, quick.number) == (quick.id, 1, 2)
     assert slow.idempotency_key == quick.idempotency_key
-    assert await leases.record(connection, [delivered(slow)]) == set()
+    assert await outcomes.record(connection, [delivered(slow)]) == set()
     assert (await listed(connection))[0].state == notifications_pb2.Delivery.PENDING
-    assert await leases.record(connection, [delivered(quick)]) == {quick.id}
-    assert await leases.record(connection, [delivered(quick)]) == set()
+    assert await outcomes.record(connection, [delivered(quick)]) == {quick.id}
+    assert await outcomes.record(connection, [delivered(quick)]) == set()
     (one,) = await listed(connection)
     assert [attempt.outcome for attempt in one.attempts] == [Attempt.UNKNOWN, Attempt.SUCCEEDED]
 
@@ -293,7 +293,7 @@ async def test_what_kills_its_process_each_time_is_parked(
     for _ in range(3):
         assert await lease(connection, seconds=0.0, tries=3)
     assert await lease(connection, tries=3) == []
-    assert len(await leases.park_exhausted(connection, EMAIL, 3, TRIES_EXHAUSTED)) == 1
+    assert len(await outcomes.park_exhausted(connection, EMAIL, 3, TRIES_EXHAUSTED)) == 1
     (one,) = await listed(connection)
     assert one.state == notifications_pb2.Delivery.PARKED
     assert [attempt.outcome for attempt in one.attempts] == [Attempt.UNKNOWN] * 3

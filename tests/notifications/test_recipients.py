@@ -13,7 +13,7 @@ import pytest
 from notification_service.compose import Composer
 from notification_service.inbox import Inbox
 from notification_service.recipients import Recipients, Source
-from notification_service.store import feed
+from notification_service.store import audience, feed
 from notification_service.store import recipients as store
 from notification_service.store.recipients import HoldLostError
 from servicekit.database import Connection, Pool
@@ -102,7 +102,7 @@ async def test_the_copy_follows_and_keeps_no_personal_data_of_the_deleted(
     log_id, position, head = await store.place(connection)
     told = await stub.GetFeed(users_pb2.GetFeedRequest())
     assert (str(log_id), position, head) == (told.log_id, told.head_position, told.head_position)
-    [person], gone_ids = await store.of_ids(connection, [uuid.UUID(ada.id)])
+    [person], gone_ids = await audience.of_ids(connection, [uuid.UUID(ada.id)])
     assert (person.email, person.labels, gone_ids) == ("new@example.com", {"plan": "gold"}, set())
 
 

@@ -25,7 +25,7 @@ from notification_service.destinations import Destination
 from notification_service.domain import Cursor, Hold, Order, Person
 from notification_service.inbox import Inbox
 from notification_service.sender import Sender
-from notification_service.store import feed, sends
+from notification_service.store import audience, feed, sends
 from notification_service.store import recipients as copy
 from notification_service.store import shards as leases
 from notification_service.store.recipients import Held, Named
@@ -518,7 +518,7 @@ async def test_a_deletion_while_a_page_is_stored_cancels_what_it_made(
     await world.send(ada.user_id, channels=["email"])
     order = replace(await hands(world)(), as_of=0)
     looked, goes_on = asyncio.Event(), asyncio.Event()
-    living = copy.living
+    living = audience.living
 
     async def held_up(connection: Connection, ids: Any) -> set[uuid.UUID]:
         found = await living(connection, ids)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 import pytest
 
-from notification_service import categories
 from notification_service.breaker import Breaker, Patience
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.channels.email import EmailChannel
@@ -24,7 +23,7 @@ from notification_service.store import feed, leases, outcomes, reads
 from servicekit import database
 from servicekit.database import Connection, Pool
 from tests.harness import Action, Database, PostgresProxy, sql_contains
-from tests.notifications.conftest import SENDER, Events, MailServer, batch, eventually
+from tests.notifications.conftest import SENDER, Events, MailServer, batch, dispatching, eventually
 from tidings.notifications.v1 import notifications_pb2
 
 Attempt = notifications_pb2.Delivery.Attempt
@@ -55,28 +54,17 @@ def delivered(leased: Leased) -> Ended:
     return Ended(leased.id, leased.number, Result.SUCCEEDED, 250, "OK", State.DELIVERED, 0.0)
 
 
-@asynccontextmanager
-async def running(
+def running(
     pool: Pool,
     *channels: Channel,
     slots: int = 8,
     policy: Policy = FAST,
     lease: float = 30.0,
-) -> AsyncIterator[Dispatcher]:
+    poll_interval: float = 0.05,
+) -> AbstractAsyncContextManager[Dispatcher]:
     """A dispatcher at work."""
-    lane = Lane(Providers([route(one, f"smtp{number}") for number, one in enumerate(channels)]), policy, slots)
-    dispatcher = Dispatcher(pool, {EMAIL: lane}, categories.load(None), lease=lease, poll_interval=0.05)
-    loops = [dispatcher.run_lane(EMAIL), dispatcher.record(), dispatcher.tidy()]
-    tasks = [asyncio.create_task(loop) for loop in loops]
-    try:
-        yield dispatcher
-    finally:
-        await dispatcher.drain(1.0)
-        ended = [task for task in tasks if task.done()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert not ended
+    routes = Providers([route(one, f"smtp{number}") for number, one in enumerate(channels)])
+    return dispatching(pool, {EMAIL: Lane(routes, policy, slots)}, lease=lease, poll_interval=poll_interval)
 
 
 class Scripted:
@@ -303,20 +291,12 @@ async def test_new_work_is_taken_at_once_and_slots_bound_it(
     pool: Pool, connection: Connection, composer: Composer, events: Events
 ) -> None:
     channel = Scripted(OK, delay=0.05)
-    lane = Lane(Providers([route(channel)]), FAST, 4)
-    dispatcher = Dispatcher(pool, {EMAIL: lane}, categories.load(None), lease=30.0, poll_interval=60.0)
-    tasks = [asyncio.create_task(loop) for loop in (dispatcher.run_lane(EMAIL), dispatcher.record())]
-    try:
+    async with running(pool, channel, slots=4, poll_interval=60.0) as dispatcher:
         await asyncio.sleep(0.1)
         await fill(connection, composer, events, 12)
         dispatcher.wake()
         await eventually(lambda: len(channel.sent) == 12, 2.0)
         assert channel.most == 4
-    finally:
-        await dispatcher.drain(1.0)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_drain_records_what_is_on_its_way_and_takes_no_more(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notification_service import categories, lanes, policies, providers, rules
+from notification_service import lanes, policies, providers, rules
 from notification_service.breaker import Breaker, Patience
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.compose import Composer
@@ -32,7 +32,7 @@ from notification_service.store import feed, leases, outcomes, parked, pending, 
 from notification_service.templates import Templates
 from servicekit.configfile import InvalidConfigError
 from servicekit.database import Connection, Pool
-from tests.notifications.conftest import SENDER, Events, batch, eventually, write
+from tests.notifications.conftest import SENDER, Events, batch, dispatching, eventually, write
 from tidings.notifications.v1 import notifications_pb2
 from tidings.users.v1 import users_pb2
 
@@ -75,23 +75,10 @@ def smtp(*others: Channel, patience: Patience = PATIENCE) -> Providers:
     return Providers([Route(f"smtp{number}", one, Breaker(patience), 64) for number, one in enumerate(others)])
 
 
-@asynccontextmanager
-async def running(pool: Pool, routes: Routes, channel: str = EMAIL, policy: Policy = FAST) -> AsyncIterator[Dispatcher]:
-    dispatcher = Dispatcher(
-        pool, {channel: Lane(routes, policy, 8)}, categories.load(None), lease=30.0, poll_interval=0.05
-    )
-    tasks = [
-        asyncio.create_task(loop) for loop in (dispatcher.run_lane(channel), dispatcher.record(), dispatcher.tidy())
-    ]
-    try:
-        yield dispatcher
-    finally:
-        await dispatcher.drain(1.0)
-        ended = [task for task in tasks if task.done()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert not ended
+def running(
+    pool: Pool, routes: Routes, channel: str = EMAIL, policy: Policy = FAST
+) -> AbstractAsyncContextManager[Dispatcher]:
+    return dispatching(pool, {channel: Lane(routes, policy, 8)})
 
 
 async def store(connection: Connection, composer: Composer, *made: users_pb2.UserEvent) -> None:

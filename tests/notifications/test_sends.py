@@ -526,7 +526,7 @@ async def test_a_deletion_while_a_page_is_stored_cancels_what_it_made(
         await goes_on.wait()
         return found
 
-    monkeypatch.setattr(copy, "living", held_up)
+    monkeypatch.setattr(audience, "living", held_up)
     expanding = asyncio.create_task(world.sender._expand(order))
     await looked.wait()
     # The page is stored, found to be good, and not committed.

@@ -330,7 +330,8 @@ async def test_a_database_that_goes_away_costs_no_outcome(
 ) -> None:
     await fill(connection, composer, events, 30)
     channel = Scripted(OK, delay=0.02)
-    async with running(pool, channel, slots=4):
+    # What is picked when its connection ends is begun by nobody until the lease is over.
+    async with running(pool, channel, slots=4, lease=1.0):
         for _ in range(5):
             await asyncio.sleep(0.03)
             await connection.execute(

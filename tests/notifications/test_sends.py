@@ -738,6 +738,23 @@ async def test_pages_go_on_where_the_last_one_ended_and_sends_take_turns(
         assert len(notes) == 40
 
 
+async def test_whom_a_template_fails_for_costs_the_others_of_a_page_nothing(world: World) -> None:
+    write(world.templates_dir / "news.txt", "{{ params.what }}{% if name == 'Odd' %}{{ nothing }}{% endif %}")
+    world.composer.templates.reload([])
+    people = [person() for _ in range(11)] + [person(display_name="Odd")] + [person() for _ in range(11)]
+    await world.know(*people)
+    ids = [one.user_id for one in people]
+    shown = await world.ended(await world.send(*ids, channels=["in_app"]))
+    assert (shown.counts.made, shown.counts.not_composed) == (22, 1)
+    assert {one.body for one in await world.notifications(shown)} == {"Rain\n"}
+    both = await world.ended(await world.send(*ids, channels=["email", "in_app"]))
+    assert (both.counts.made, both.counts.not_composed) == (23, 0)
+    [odd] = [one for one in await world.notifications(both) if one.user_id == str(people[11].user_id)]
+    assert (list(odd.channels), odd.body) == (["email"], "")
+    [failed] = [one for one in await world.deliveries() if one.state == notifications_pb2.Delivery.PARKED]
+    assert (failed.notification_id, failed.end_reason) == (odd.id, "NOT_COMPOSED")
+
+
 async def test_a_page_that_takes_long_is_stored_as_far_as_it_is(world: World) -> None:
     people = [person() for _ in range(20)]
     await world.know(*people)

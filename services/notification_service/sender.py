@@ -32,7 +32,8 @@ log = logs.get(__name__)
 _T = TypeVar("_T")
 
 # Recipients of a page, and how many are composed at a time: at first the fewest, then twice as many each time up to the
-# most. So a template that takes long is noticed early, and what comes next takes about as long as all before it.
+# most. So a template that takes long is noticed early, and what comes next takes about as long as all before it. Where
+# it took longer, and the turn was lost over it, it is the fewest each time.
 _PAGE = 200
 _FEWEST, _MOST = 8, 64
 # What part of a turn composing may take before the page is stored as far as it is.
@@ -77,6 +78,8 @@ class Sender:
         self._draining = False
         # Sends and the versions of templates that were tried out.
         self._tried: set[tuple[uuid.UUID, str]] = set()
+        # Sends whose turn was lost while a page was made.
+        self._lost: set[uuid.UUID] = set()
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -115,6 +118,9 @@ class Sender:
             page = await self._made(order, templates)
         except TurnLostError:
             log.info("the turn of a send is over", send_id=str(order.id))
+            if len(self._lost) >= _MOST_REMEMBERED:
+                self._lost.clear()
+            self._lost.add(order.id)
         except database.AWAY as error:
             # Whoever has the next turn makes the page.
             log.warning("sends: database not reachable", error=str(error).strip())
@@ -164,14 +170,15 @@ class Sender:
         until = loop.time() + self._turn * _SHARE_OF_TURN
         made: list[Notification] = []
         skipped: Counter[str] = Counter()
-        upto, done, left, size = found.upto, found.done, found.people, _FEWEST
+        upto, done, left = found.upto, found.done, found.people
+        size, most = _FEWEST, _FEWEST if order.id in self._lost else _MOST
         while left:
             tasks.beat()
             some, left = left[:size], left[size:]
             composed, reasons = await asyncio.to_thread(sent.notifications, order, some, templates, self._composer)
             made += composed
             skipped.update(reasons)
-            size = min(2 * size, _MOST)
+            size = min(2 * size, most)
             if left and loop.time() > until:
                 upto, done = some[-1].user_id, False
                 break

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -770,6 +770,30 @@ async def test_a_page_that_takes_long_is_stored_as_far_as_it_is(world: World) ->
         made.append((counts.made, counts.unknown, counts.deleted))
     assert made == [(8, 1, 1), (16, 1, 1), (20, 2, 2)]
     assert len(await world.notifications(sent)) == 20
+
+
+async def test_who_has_lost_a_turn_composes_few_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from notification_service import sent as module
+
+    people = [person() for _ in range(40)]
+    await world.know(*people)
+    world.sender.drain()
+    sent = await world.send(*(one.user_id for one in people), channels=["in_app"])
+    late = await hands(world)()
+    await world.connection.execute("UPDATE sends SET lease_until = now()")
+    order = await hands(world)()
+    composed, sizes = module.notifications, list[int]()
+
+    def counted(order: Order, people: Sequence[Person], *others: Any) -> Any:
+        sizes.append(len(people))
+        return composed(order, people, *others)
+
+    monkeypatch.setattr(module, "notifications", counted)
+    await world.sender._expand(late)
+    assert sizes == [8, 16, 16]
+    await world.sender._expand(order)
+    assert sizes[3:] == [8] * 5
+    assert (await world.get(sent)).counts.made == len(await world.notifications(sent)) == 40
 
 
 async def test_a_mail_of_a_send_has_a_link_to_unsubscribe_by_and_the_app_has_not(world: World) -> None:

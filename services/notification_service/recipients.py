@@ -190,7 +190,7 @@ class Recipients:
         if batch.snapshot == "end":
             # The answer is of the log whose snapshot this was: of another the token would have been refused.
             log_id = await self._source.log_id()
-            await self._sweep(held)
+            await self._sweep(held, batch.position)
         async with self._pool.connection() as connection:
             after = await store.store(
                 connection,
@@ -207,11 +207,11 @@ class Recipients:
             log.info("the copy of the users is whole", position=batch.position, snapshot=after.snapshot)
         return after
 
-    async def _sweep(self, held: Held) -> None:
+    async def _sweep(self, held: Held, position: int) -> None:
         after: uuid.UUID | None = store.NOBODY
         while after is not None:
             async with self._pool.connection() as connection:
-                after = await store.sweep(connection, held, after)
+                after = await store.sweep(connection, held, after, position)
 
     async def drain(self) -> None:
         """Leaves the copy to other replicas."""

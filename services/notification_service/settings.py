@@ -103,6 +103,20 @@ class NotificationServiceSettings(ServerSettings):
         "127.0.0.1:8090", description="address to serve these links' pages on, in the clear; only with PUBLIC_URL"
     )
 
+    notifications_kept: float = Field(
+        365 * 86_400.0,
+        ge=86_400,
+        le=100 * 365 * 86_400.0,
+        description="how long notifications, sends and digests are kept; longer than the user service keeps events, "
+        "seconds",
+    )
+    deleted_kept: float = Field(
+        30 * 86_400.0,
+        ge=86_400,
+        le=100 * 365 * 86_400.0,
+        description="how long it is kept that a user was deleted, at least, seconds",
+    )
+
     query_connections: int = Field(8, ge=1, le=64, description="connections for reads at most")
     max_streams: int = Field(2000, ge=1, description="open streams at most; more are refused for the time being")
     max_streams_per_caller: int = Field(

@@ -262,7 +262,7 @@ async def test_older_versions_and_a_page_that_was_read_before_a_deletion_change_
     held = await told(held, "3", changed, "within")
     assert await copied(connection) == {ada.id: (3, None)}
     # It was named, so the end of the snapshot leaves it alone; and who comes back has a higher version.
-    assert await store.sweep(connection, held, store.NOBODY) is None
+    assert await store.sweep(connection, held, store.NOBODY, 9) is None
     back = events.created("x")
     back.user.CopyFrom(changed.user)
     back.user.version = 4

@@ -246,14 +246,6 @@ class Locked:
     inbox_position: int
 
 
-@dataclass(frozen=True, slots=True)
-class Deletion:
-    """When a user was deleted: the event's position, and the user's version."""
-
-    position: int
-    version: int
-
-
 async def silence(connection: Connection) -> float:
     """For how long no subscriber has stored anything, seconds."""
     cursor = await connection.execute(_READ_SILENCE)
@@ -362,7 +354,7 @@ async def write_inbox(
     *,
     position_time: datetime | None,
     head_position: int,
-    deleted: Mapping[uuid.UUID, Deletion],
+    deleted: Mapping[uuid.UUID, recipients.Deletion],
 ) -> Cursor | None:
     """Stores notifications and deliveries, cancels what is pending for users that were deleted and was made of events
     before that position, marks them in the copy of the users, moves the cursor, and commits. Returns the cursor with
@@ -397,7 +389,7 @@ async def write_inbox(
             await connection.execute(_LOCK_CURSOR)
     if deleted:
         # Under the lock of the inbox's row, as whoever stores a send: either sees the mark, or what it made is here.
-        await recipients.bury(connection, {user_id: one.version for user_id, one in deleted.items()})
+        await recipients.bury(connection, deleted)
         gone: dict[str, Any] = {
             "g_user_id": arrays.uuids(list(deleted)),
             "g_position": arrays.bigints([one.position for one in deleted.values()]),

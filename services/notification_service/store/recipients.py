@@ -99,18 +99,19 @@ _given = rows(
     **{f"r_{name}": TIME for name in _TIMES},
 )
 _upsert = insert(recipients).from_select(
-    ["user_id", "version", *_KEPT, "snapshot"],
+    ["user_id", "version", *_KEPT, "snapshot", "delete_position"],
     select(
         _given.c.r_user_id,
         _given.c.r_version,
         *(cast(_given.c.r_labels, JSONB) if name == "labels" else getattr(_given.c, f"r_{name}") for name in _KEPT),
         bind("snapshot", BigInteger()),
+        case((_given.c.r_delete_time.is_not(None), bind("position", BigInteger()))),
     ).order_by(_given.c.r_user_id),
 )
 _UPSERT = sql(
     _upsert.on_conflict_do_update(
         index_elements=[_row.user_id],
-        set_={name: _upsert.excluded[name] for name in ("version", *_KEPT, "snapshot")},
+        set_={name: _upsert.excluded[name] for name in ("version", *_KEPT, "snapshot", "delete_position")},
         where=or_(_row.snapshot < bind("history", BigInteger()), _row.version < _upsert.excluded.version),
     )
 )
@@ -138,17 +139,17 @@ _unnamed = (
 _SWEEP = sql(
     update(recipients)
     .where(_row.user_id == _unnamed.c.user_id)
-    .values(**_emptied, delete_time=func.now())
+    .values(**_emptied, delete_time=func.now(), delete_position=bind("position", BigInteger()))
     .returning(_row.user_id)
 )
 
-_dead = rows(t_user_id=UUID, t_version=BigInteger())
+_dead = rows(t_user_id=UUID, t_version=BigInteger(), t_position=BigInteger())
 _newest = func.coalesce(
     select(func.greatest(_feed.snapshot, _feed.history)).scalar_subquery(), literal_column("0", BigInteger())
 )
 _bury = insert(recipients).from_select(
-    ["user_id", "version", "delete_time", "snapshot"],
-    select(_dead.c.t_user_id, _dead.c.t_version, func.now(), _newest).order_by(_dead.c.t_user_id),
+    ["user_id", "version", "delete_time", "snapshot", "delete_position"],
+    select(_dead.c.t_user_id, _dead.c.t_version, func.now(), _newest, _dead.c.t_position).order_by(_dead.c.t_user_id),
 )
 _BURY = sql(
     _bury.on_conflict_do_update(
@@ -158,6 +159,7 @@ _BURY = sql(
             "version": _bury.excluded.version,
             "delete_time": _bury.excluded.delete_time,
             "snapshot": _bury.excluded.snapshot,
+            "delete_position": _bury.excluded.delete_position,
         },
         where=or_(
             _row.version < _bury.excluded.version,
@@ -252,6 +254,14 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True)
+class Deletion:
+    """When a user was deleted: the event's position, and the user's version."""
+
+    position: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """Users that a filter matches, in the order of their ids. The next page begins after `upto`; None is the end."""
 
@@ -323,7 +333,7 @@ async def store(
             raise HoldLostError
         after = replace(held, token=token, snapshot=row[0], history=row[1], inside=inside, position=row[2])
         if named:
-            counted = {"snapshot": after.snapshot, "history": after.history}
+            counted = {"snapshot": after.snapshot, "history": after.history, "position": position}
             await connection.execute(_UPSERT, {**_columns(named), **counted})
         if named and inside:
             ids = arrays.uuids([one.user_id for one in named])
@@ -350,23 +360,24 @@ def _columns(named: Sequence[Named]) -> dict[str, Any]:
     return columns
 
 
-async def sweep(connection: Connection, held: Held, after: uuid.UUID) -> uuid.UUID | None:
-    """Of the users after one, makes tombstones of some that the snapshot has not named. Returns after whom to go on,
-    None at the end. Raises HoldLostError.
+async def sweep(connection: Connection, held: Held, after: uuid.UUID, position: int) -> uuid.UUID | None:
+    """Of the users after one, makes tombstones of some that the snapshot, which is as of a position, has not named.
+    Returns after whom to go on, None at the end. Raises HoldLostError.
     """
     async with connection.transaction():
         if await (await connection.execute(_LOCK, _hold(held))).fetchone() is None:
             raise HoldLostError
-        values = {"after": after, "snapshot": held.snapshot}
+        values = {"after": after, "snapshot": held.snapshot, "position": position}
         swept = [identity for (identity,) in await (await connection.execute(_SWEEP, values)).fetchall()]
     return max(swept) if len(swept) == _SWEPT_AT_ONCE else None
 
 
-async def bury(connection: Connection, deleted: Mapping[uuid.UUID, int]) -> None:
-    """Marks users as deleted, by id with the version of the deletion, unless the copy knows better."""
+async def bury(connection: Connection, deleted: Mapping[uuid.UUID, Deletion]) -> None:
+    """Marks users as deleted, unless the copy knows better."""
     values = {
         "t_user_id": arrays.uuids(list(deleted)),
-        "t_version": arrays.bigints(list(deleted.values())),
+        "t_version": arrays.bigints([one.version for one in deleted.values()]),
+        "t_position": arrays.bigints([one.position for one in deleted.values()]),
     }
     await connection.execute(_BURY, values)
 

@@ -40,6 +40,7 @@ from notification_service.sender import Sender
 from notification_service.settings import NotificationServiceSettings
 from notification_service.store import digests as digest_store
 from notification_service.store import reads, sends
+from notification_service.store import recipients as recipient_store
 from notification_service.subscriber import LONGEST_PAUSE, Subscriber
 from notification_service.tables import SCHEMA_REVISION
 from notification_service.tail import Tail
@@ -375,11 +376,13 @@ async def _serve(
 async def _measure(pool: Pool) -> None:
     """A background loop: asks the database for what it alone knows."""
     deliveries, sending, digests = metrics.Deliveries(), metrics.Sends(), metrics.Digests()
+    copied = metrics.Copy()
 
     async def look() -> None:
         async with pool.connection() as connection:
             deliveries.found(await reads.standing(connection), await reads.position(connection))
             sending.found(await sends.standing(connection))
             digests.found(*await digest_store.standing(connection))
+            copied.found(await recipient_store.silence(connection))
 
     await process.refresh(look, _ASK)

@@ -177,11 +177,13 @@ class Recipients:
         async with aclosing(self._source.open(place)) as batches:
             async for batch in batches:
                 self._storing_since = asyncio.get_running_loop().time()
+                inside = place.held.inside or batch.snapshot is not None
                 try:
-                    place.held = await self._store(place.held, batch)
+                    with metrics.copying(place.held.position, batch, inside=inside) as stored:
+                        place.held = await self._store(place.held, batch)
+                        stored(place.held.position)
                 finally:
                     self._storing_since = None
-                metrics.recipients_at(place.held.position, max(batch.head_position, batch.position))
                 if batch.events or batch.snapshot:
                     self._moved()
 

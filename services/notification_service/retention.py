@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
+from notification_service import metrics
 from notification_service.store import retention
 from servicekit import database, logs, tasks
 from servicekit.database import Connection, Pool
@@ -40,6 +41,7 @@ async def remove(pool: Pool, kept: timedelta, deleted_kept: timedelta) -> None:
         "digests": await _clear(pool, kept, retention.remove_digests),
         "deleted_users": await _clear(pool, deleted_kept, retention.remove_tombstones),
     }
+    metrics.removed(**removed)
     if any(removed.values()):
         log.info("removed what is no longer kept", **removed)
 

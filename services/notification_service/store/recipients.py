@@ -220,6 +220,7 @@ _PAGE = sql(
 _COUNT = sql(select(func.count()).select_from(recipients).where(*_matches(_row)))
 _MATCHES = sql(select(_row.user_id).where(_row.user_id == bind("user_id", UUID), *_matches(_row)))
 _PLACE = sql(select(_feed.log_id, _feed.position, _feed.head_position))
+_SILENCE = sql(select(func.extract("epoch", func.now() - _feed.update_time)))
 
 # Whoever is before, and not after, all users.
 NOBODY, EVERYBODY = uuid.UUID(int=0), uuid.UUID(int=2**128 - 1)
@@ -427,3 +428,9 @@ async def place(connection: Connection) -> tuple[uuid.UUID | None, int | None, i
     """Of which log the copy is, as of which position it is whole (None: not yet), and the newest position known."""
     row = await (await connection.execute(_PLACE)).fetchone()
     return (row[0], row[1], row[2]) if row else (None, None, 0)
+
+
+async def silence(connection: Connection) -> float | None:
+    """For how long nothing was stored for the copy, seconds; None before anybody has begun to keep it."""
+    row = await (await connection.execute(_SILENCE)).fetchone()
+    return max(float(row[0]), 0.0) if row else None

@@ -12,7 +12,7 @@ import pytest
 
 from notification_service import retention
 from notification_service.compose import Composer
-from notification_service.domain import SendState, State
+from notification_service.domain import Person, SendState, State
 from notification_service.inbox import Inbox
 from notification_service.store import feed, in_app, reads, sends
 from notification_service.store import recipients as copy
@@ -292,7 +292,7 @@ async def test_a_mark_of_a_deleted_user_goes_once_both_are_past_it(
 ) -> None:
     await bury(connection, 10)
     young, ahead = await bury(connection, 10, YOUNG), await bury(connection, 11)
-    alive = copy.Person(uuid.uuid4(), 1, "ada", "ada@example.com", "Ada", "", "", {}, None, None)
+    alive = Person(uuid.uuid4(), 1, "ada", "ada@example.com", "Ada", "", "", {}, None, None)
     held = await copied(connection, held, 10, Named(alive.user_id, 1, alive))
     await remove(pool)
     assert await ids(connection, "recipients", "user_id") == {young, ahead, alive.user_id}
@@ -305,12 +305,14 @@ async def test_a_mark_of_a_deleted_user_goes_once_both_are_past_it(
     assert await ids(connection, "recipients", "user_id") == {young, alive.user_id}
 
 
+_SHARDS = f"INSERT INTO shards (shard, of, log_id, position) VALUES (0, 2, '{LOG}', 10), (1, 2, NULL, 9)"
+
+
 @pytest.mark.parametrize(
     "behind",
     [
         "UPDATE inbox SET position = 9",
-        "UPDATE inbox SET resume_token = 'divided'; INSERT INTO shards (shard, of, log_id, position)"
-        " VALUES (0, 2, '00000000-0000-0000-0000-000000000007', 10), (1, 2, NULL, 9)",
+        f"UPDATE inbox SET resume_token = 'divided'; {_SHARDS}",
         "UPDATE recipients_feed SET position = 9",
         "UPDATE recipients_feed SET position = NULL",
         "UPDATE recipients_feed SET inside = true",
@@ -364,7 +366,7 @@ async def test_a_late_event_does_not_bring_back_a_deleted_user(
     await connection.execute("UPDATE recipients SET delete_time = now() - %s", [OLD])
     await remove(pool)
     # The copy comes to what was before it only now.
-    late = copy.Person(uuid.UUID(ada.id), 2, "ada", "ada@example.com", "Ada", "", "", {}, None, None)
+    late = Person(uuid.UUID(ada.id), 2, "ada", "ada@example.com", "Ada", "", "", {}, None, None)
     held = await copied(connection, held, 11, Named(late.user_id, 2, late))
     assert await copy.living(connection, [late.user_id]) == set()
     await copied(connection, held, 12)
@@ -375,7 +377,7 @@ async def test_a_late_event_does_not_bring_back_a_deleted_user(
 async def test_what_the_copy_and_its_sweep_mark_has_its_position(connection: Connection, held: Held) -> None:
     gone, left = uuid.uuid4(), uuid.uuid4()
     held = await copied(connection, held, 11, Named(gone, 2, None, delete_time=datetime.now(UTC)))
-    someone = copy.Person(left, 1, "ada", "ada@example.com", "Ada", "", "", {}, None, None)
+    someone = Person(left, 1, "ada", "ada@example.com", "Ada", "", "", {}, None, None)
     held = await copied(connection, held, 12, Named(left, 1, someone))
     held = await copied(connection, held, 13, part="begin")
     await copy.sweep(connection, held, copy.NOBODY, 13)

@@ -140,9 +140,7 @@ _REMOVE_DIGESTS = _remove(
 # What the copy of the users or the inbox has yet to come past may say of a user what was before the deletion; so may a
 # snapshot that is still read. Where nobody knows when a user was deleted, it was before the head as it was last told.
 _deletion = func.coalesce(_user.delete_position, _copy.head_position)
-_log, _place = (
-    select(what).select_from(inbox).scalar_subquery() for what in (reads.PROCESSED_LOG, reads.PROCESSED)
-)
+_log, _place = (select(what).select_from(inbox).scalar_subquery() for what in (reads.PROCESSED_LOG, reads.PROCESSED))
 _is_passed = exists().where(
     _copy.resume_token.is_not(None),
     not_(_copy.inside),

@@ -151,8 +151,8 @@ def _references(pod: Pod) -> Iterator[tuple[str, str, str, set[str]]]:
 
 
 def mounts(objects: Sequence[Object]) -> Iterator[str]:
-    """A file that a setting names is in a Secret or ConfigMap that is mounted there, and so is a folder; a mount is of a
-    volume that is there.
+    """A file or folder that a setting names is of a Secret or ConfigMap that is mounted there; a mount is of a volume
+    that is there.
     """
     keys = {one["metadata"]["name"]: set(one["data"]) for one in of_kind(objects, "Secret")} or EXTERNAL
     texts = {one["metadata"]["name"]: set(one.get("data", ())) for one in of_kind(objects, "ConfigMap")}

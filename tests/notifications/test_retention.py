@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -56,7 +57,7 @@ async def notify(
     await feed.read_cursor(connection)
     cursor = await connection.execute(
         "WITH made AS (UPDATE inbox SET notification_position = notification_position + %(number)s,"
-        " delivery_position = delivery_position + %(number)s * %(deliveries)s"
+        " delivery_position = delivery_position + %(number)s::bigint * %(deliveries)s"
         " RETURNING notification_position, delivery_position),"
         " ids AS (SELECT gen_random_uuid() AS id, n FROM generate_series(1, %(number)s) AS n),"
         " notes AS (INSERT INTO notifications (id, position, user_id, event_id, event_position, rule, category,"
@@ -133,14 +134,18 @@ async def test_an_open_inbox_hears_that_its_counts_are_others(pool: Pool, connec
     await notify(connection, user_id=ada, number=3)
     await notify(connection, user_id=ada, age=YOUNG)
     await notify(connection, user_id=bob)
+    stranger = await notify(connection)
+    for one in (ada, bob):
+        await connection.execute("INSERT INTO recipients (user_id, version) VALUES (%s, 1)", [one])
     await connection.execute("UPDATE notifications SET archive_time = now() WHERE user_id = %s", [bob])
     before = await in_app.counts(connection, ada)
     assert before.counts.unseen == 4
     await remove(pool)
     after = await in_app.counts(connection, ada)
     assert (after.counts.unseen, after.version) == (1, before.version + 1)
-    # What was put away is in no count.
-    assert await in_app.versions(connection, [ada, bob]) == {ada: after.version}
+    # What was put away is in no count, and who is gone looks at none.
+    assert stranger not in await ids(connection, "notifications")
+    assert await ids(connection, "in_app_changes", "user_id") == {ada}
 
 
 async def test_replicas_do_it_at_once_and_wait_for_nobody(pool: Pool, connection: Connection) -> None:
@@ -300,9 +305,12 @@ async def test_a_mark_of_a_deleted_user_goes_once_both_are_past_it(
     held = await copied(connection, held, 11)
     await remove(pool)
     assert ahead in await ids(connection, "recipients", "user_id")
+    for one in (ahead, young):
+        await connection.execute("INSERT INTO in_app_changes VALUES (%s, 3)", [one])
     await connection.execute("UPDATE inbox SET position = 11")
     await remove(pool)
     assert await ids(connection, "recipients", "user_id") == {young, alive.user_id}
+    assert await ids(connection, "in_app_changes", "user_id") == {young}
 
 
 _SHARDS = f"INSERT INTO shards (shard, of, log_id, position) VALUES (0, 2, '{LOG}', 10), (1, 2, NULL, 9)"
@@ -407,6 +415,8 @@ async def test_statements_go_by_their_index(connection: Connection, held: Held) 
     )
     await connection.execute("INSERT INTO digest_items SELECT id, 1, gen_random_uuid(), '{}' FROM digests")
     await connection.execute("VACUUM ANALYZE")
+    # To read a whole table is as dear as if it were a hundred times as large; where there is no other way it is done.
+    await connection.execute("SET seq_page_cost = 100")
     for statement, index in (
         (store._REMOVE_NOTIFICATIONS, "notifications_position_key"),
         (store._REMOVE_NOTIFICATIONS, "deliveries_notification_id_channel_target_key"),
@@ -419,7 +429,7 @@ async def test_statements_go_by_their_index(connection: Connection, held: Held) 
         plan = "\n".join(str(row[0]) for row in rows)
         assert index in plan, plan
         for table in ("notifications", "deliveries", "sends", "digests", "digest_items", "recipients"):
-            assert f"Seq Scan on {table}\n" not in f"{plan}\n".replace("  (", "\n"), plan
+            assert not re.search(rf"Seq Scan on {table}\b", plan), plan
 
 
 async def test_the_loop_outlives_a_database_that_is_away(

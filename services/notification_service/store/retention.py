@@ -1,8 +1,9 @@
 """The SQL of what is no longer kept: notifications with all that became of them, sends, digests, and the marks of users
 who were deleted.
 
-Each statement takes a bounded number of rows, passes over those that somebody has locked, and waits for nobody. So
-replicas may do the same at once, and nothing waits for them longer than for one batch.
+Each statement takes a bounded number of rows and passes over those that somebody has locked; it waits for nobody but
+who marks notifications in the app. So replicas may do the same at once, and nothing waits for them longer than for one
+batch.
 
 A notification goes with its deliveries, and with what explains these. A send and a digest go once no notification of
 theirs is left, so what stands beside a notification is there as long as it is.
@@ -86,11 +87,12 @@ _removed = delete(notifications).where(_note.id == _over.c.id).returning(_note.i
 _undelivered = _count.select_from(deliveries.join(_over, _over.c.id == deliveries.c.notification_id)).where(
     deliveries.c.state + number(0) != number(State.DELIVERED)
 )
-# The counts of these users are others now. In one order, for replicas do this at once.
+# The counts of these users are others now, if they still are. In one order, for replicas do this at once.
 _changed = insert(in_app_changes).from_select(
     ["user_id", "version"],
     select(_over.c.user_id, number(1))
     .distinct()
+    .join(recipients, and_(_user.user_id == _over.c.user_id, _user.delete_time.is_(None)))
     .where(literal_column(f"'{IN_APP}'", Text()) == any_(_over.c.channels), _over.c.archive_time.is_(None))
     .order_by(_over.c.user_id),
 )
@@ -108,7 +110,7 @@ _REMOVE_NOTIFICATIONS = sql(
 _NOTE_UNDELIVERED = sql(update(inbox).values(removed=inbox.c.removed + bind("undelivered", BigInteger())))
 
 
-def _remove(table: Any, key: Any, over: Any, *conditions: Any) -> str:
+def _remove(table: Any, key: Any, over: Any, *conditions: Any) -> Any:
     """Removes rows that are over the longest, by an index of when that was, under further conditions."""
     chunk = (
         select(key)
@@ -118,7 +120,7 @@ def _remove(table: Any, key: Any, over: Any, *conditions: Any) -> str:
         .with_for_update(of=table, skip_locked=True)
         .cte("chunk")
     )
-    return sql(delete(table).where(key == chunk.c[key.name]))
+    return delete(table).where(key == chunk.c[key.name])
 
 
 _has_ended = or_(
@@ -126,15 +128,19 @@ _has_ended = or_(
     # Until it is settled something of it may be pending.
     and_(_send.state == number(SendState.CANCELLED), _send.settled),
 )
-_REMOVE_SENDS = _remove(sends, _send.id, _send.end_time, _has_ended, not_(exists().where(_note.send_id == _send.id)))
+_REMOVE_SENDS = sql(
+    _remove(sends, _send.id, _send.end_time, _has_ended, not_(exists().where(_note.send_id == _send.id)))
+)
 _item_is_there = exists().where(digest_items.c.digest_id == _digest.id, _note.id == digest_items.c.notification_id)
-_REMOVE_DIGESTS = _remove(
-    digests,
-    _digest.id,
-    _digest.end_time,
-    _digest.state != number(DigestState.OPEN),
-    not_(exists().where(_note.digest_id == _digest.id)),
-    not_(_item_is_there),
+_REMOVE_DIGESTS = sql(
+    _remove(
+        digests,
+        _digest.id,
+        _digest.end_time,
+        _digest.state != number(DigestState.OPEN),
+        not_(exists().where(_note.digest_id == _digest.id)),
+        not_(_item_is_there),
+    )
 )
 
 # What the copy of the users or the inbox has yet to come past may say of a user what was before the deletion; so may a
@@ -150,7 +156,10 @@ _is_passed = exists().where(
         and_(_copy.position.is_not(None), _user.snapshot < _copy.history),
     ),
 )
-_REMOVE_TOMBSTONES = _remove(recipients, _user.user_id, _user.delete_time, _is_passed)
+_gone = _remove(recipients, _user.user_id, _user.delete_time, _is_passed).returning(_user.user_id).cte("gone")
+# Nobody looks at their in-app inbox any more.
+_uncounted = delete(in_app_changes).where(in_app_changes.c.user_id == _gone.c.user_id).cte("uncounted")
+_REMOVE_TOMBSTONES = sql(_count.select_from(_gone).add_cte(_uncounted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,4 +203,5 @@ async def remove_tombstones(connection: Connection, kept: timedelta) -> int:
     """Removes the marks of some users who were deleted longer ago than `kept`, once both the copy of the users and the
     inbox are past the deletion. Returns how many.
     """
-    return (await connection.execute(_REMOVE_TOMBSTONES, {"kept": kept})).rowcount
+    row = await (await connection.execute(_REMOVE_TOMBSTONES, {"kept": kept})).fetchone()
+    return int(row[0]) if row else 0

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc.aio
-from google.protobuf.json_format import MessageToDict
 from uuid_utils.compat import uuid7
 
 from notification_service import errors, sent
@@ -231,7 +230,7 @@ def _wrong_channels(names: Sequence[str]) -> list[Violation]:
 
 def _params(given: pb.Send, violations: list[Violation]) -> dict[str, Any]:
     try:
-        params: dict[str, Any] = _whole(MessageToDict(given.params))
+        params: dict[str, Any] = requests.plain(given.params)
     except (ValueError, TypeError) as error:
         violations.append(Violation("send.params", f"cannot be written as JSON: {error}"[:200]))
         return {}
@@ -242,15 +241,6 @@ def _params(given: pb.Send, violations: list[Violation]) -> dict[str, Any]:
     if "\\u0000" in text:
         violations.append(Violation("send.params", "must not have a NUL character"))
     return params
-
-
-def _whole(value: Any) -> Any:
-    """JSON without a decimal point where a number is whole: all numbers of a Struct are floats."""
-    if isinstance(value, Mapping):
-        return {key: _whole(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_whole(one) for one in value]
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def _send_time(given: pb.Send, violations: list[Violation]) -> datetime | None:

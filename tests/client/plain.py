@@ -354,7 +354,7 @@ def notified(address: str, notifications: str) -> None:
         preferences = sync.Preferences(channel)
         preferences.suppress(user.email)
         assert [one.target for one in preferences.suppressions(target=user.email)] == [user.email]
-        assert preferences.unsuppress(user.email).target == user.email
+        assert preferences.suppression(user.email) == preferences.unsuppress(user.email)
         assert preferences.update(Preferences(user_id=user.id, channels={"email": False}), ["channels"]).version == 1
         assert "welcome" in [one.name for one in sync.Templates(channel).list()]
         asked = Send(template="announcement", category="news", channels=["in_app"])

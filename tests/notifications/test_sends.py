@@ -28,7 +28,7 @@ from notification_service.sender import Sender
 from notification_service.store import audience, feed, sends
 from notification_service.store import recipients as copy
 from notification_service.store import shards as leases
-from notification_service.store.recipients import Held, Named
+from notification_service.store.recipients import Deletion, Held, Named
 from notification_service.store.sends import DeletedMeanwhileError, TurnLostError
 from notification_service.tail import Tail
 from notification_service.templates import Templates
@@ -204,7 +204,7 @@ async def test_a_send_to_ids_tells_what_became_of_each(world: World) -> None:
     ada, bob = person("ada", locale="de-AT", time_zone="Europe/Vienna"), person("bob", labels={"city": "Rome"})
     silent, gone, strangers = person("silent", email=""), person("gone"), [uuid.uuid4() for _ in range(2)]
     await world.know(ada, bob, silent, gone)
-    await copy.bury(world.connection, {gone.user_id: 2})
+    await copy.bury(world.connection, {gone.user_id: Deletion(1, 2)})
     ids = [ada.user_id, bob.user_id, silent.user_id, gone.user_id, *strangers, ada.user_id]
     sent = await world.stub.SendNotification(
         request(*ids, channels=["email", "webhook"]), metadata=(("caller", "shop"), ("traceparent", TRACE_PARENT))
@@ -270,7 +270,7 @@ async def test_filters(world: World) -> None:
         person("gone"),
     ]
     await world.know(*people)
-    await copy.bury(world.connection, {people[-1].user_id: 2})
+    await copy.bury(world.connection, {people[-1].user_id: Deletion(1, 2)})
     found: dict[str, str] = {}
     asked: dict[str, dict[str, Any]] = {
         "all": {"all": True},
@@ -608,7 +608,7 @@ async def test_a_copy_that_is_not_whole_is_never_sent_by(world: World) -> None:
 async def test_why_somebody_got_one_or_did_not_is_explained(world: World) -> None:
     ada, bob, gone, silent = person("ada", labels={"plan": "gold"}), person("bob"), person("gone"), person("", email="")
     await world.know(ada, bob, gone, silent)
-    await copy.bury(world.connection, {gone.user_id: 2})
+    await copy.bury(world.connection, {gone.user_id: Deletion(1, 2)})
     step = notifications_pb2.ExplainDeliveryResponse.Step
 
     async def told(send: pb.Send, user_id: uuid.UUID, notification_id: str = "") -> list[tuple[str, str]]:
@@ -759,7 +759,7 @@ async def test_a_page_that_takes_long_is_stored_as_far_as_it_is(world: World) ->
     people = [person() for _ in range(20)]
     await world.know(*people)
     strangers, gone = [uuid.UUID(int=1), uuid.UUID(int=2**128 - 1)], [uuid.UUID(int=3), uuid.UUID(int=2**128 - 2)]
-    await copy.bury(world.connection, dict.fromkeys(gone, 1))
+    await copy.bury(world.connection, dict.fromkeys(gone, Deletion(1, 1)))
     world.sender.drain()
     hasty = Sender(world.pool, world.composer, lambda: None, turn=1e-6, poll_interval=0.05)
     sent = await world.send(*(one.user_id for one in people), *strangers, *gone, channels=["in_app"])

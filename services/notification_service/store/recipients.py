@@ -96,18 +96,19 @@ _given = rows(
     **{f"r_{name}": TIME for name in _TIMES},
 )
 _upsert = insert(recipients).from_select(
-    ["user_id", "version", *_KEPT, "snapshot"],
+    ["user_id", "version", *_KEPT, "snapshot", "delete_position"],
     select(
         _given.c.r_user_id,
         _given.c.r_version,
         *(cast(_given.c.r_labels, JSONB) if name == "labels" else getattr(_given.c, f"r_{name}") for name in _KEPT),
         bind("snapshot", BigInteger()),
+        case((_given.c.r_delete_time.is_not(None), bind("position", BigInteger()))),
     ).order_by(_given.c.r_user_id),
 )
 _UPSERT = sql(
     _upsert.on_conflict_do_update(
         index_elements=[_row.user_id],
-        set_={name: _upsert.excluded[name] for name in ("version", *_KEPT, "snapshot")},
+        set_={name: _upsert.excluded[name] for name in ("version", *_KEPT, "snapshot", "delete_position")},
         where=or_(_row.snapshot < bind("history", BigInteger()), _row.version < _upsert.excluded.version),
     )
 )
@@ -135,17 +136,17 @@ _unnamed = (
 _SWEEP = sql(
     update(recipients)
     .where(_row.user_id == _unnamed.c.user_id)
-    .values(**_emptied, delete_time=func.now())
+    .values(**_emptied, delete_time=func.now(), delete_position=bind("position", BigInteger()))
     .returning(_row.user_id)
 )
 
-_dead = rows(t_user_id=UUID, t_version=BigInteger())
+_dead = rows(t_user_id=UUID, t_version=BigInteger(), t_position=BigInteger())
 _newest = func.coalesce(
     select(func.greatest(_feed.snapshot, _feed.history)).scalar_subquery(), literal_column("0", BigInteger())
 )
 _bury = insert(recipients).from_select(
-    ["user_id", "version", "delete_time", "snapshot"],
-    select(_dead.c.t_user_id, _dead.c.t_version, func.now(), _newest).order_by(_dead.c.t_user_id),
+    ["user_id", "version", "delete_time", "snapshot", "delete_position"],
+    select(_dead.c.t_user_id, _dead.c.t_version, func.now(), _newest, _dead.c.t_position).order_by(_dead.c.t_user_id),
 )
 _BURY = sql(
     _bury.on_conflict_do_update(
@@ -155,6 +156,7 @@ _BURY = sql(
             "version": _bury.excluded.version,
             "delete_time": _bury.excluded.delete_time,
             "snapshot": _bury.excluded.snapshot,
+            "delete_position": _bury.excluded.delete_position,
         },
         where=or_(
             _row.version < _bury.excluded.version,
@@ -164,6 +166,7 @@ _BURY = sql(
 )
 
 _PLACE = sql(select(_feed.log_id, _feed.position, _feed.head_position))
+_SILENCE = sql(select(func.extract("epoch", func.now() - _feed.update_time)))
 
 # Whoever is before, and not after, all users.
 NOBODY, EVERYBODY = uuid.UUID(int=0), uuid.UUID(int=2**128 - 1)
@@ -195,6 +198,14 @@ class Named:
     version: int
     person: Person | None
     delete_time: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """When a user was deleted: the event's position, and the user's version."""
+
+    position: int
+    version: int
 
 
 async def take(connection: Connection, owner: uuid.UUID, lease: float) -> Held | None:
@@ -261,7 +272,7 @@ async def store(
             raise HoldLostError
         after = replace(held, token=token, snapshot=row[0], history=row[1], inside=inside, position=row[2])
         if named:
-            counted = {"snapshot": after.snapshot, "history": after.history}
+            counted = {"snapshot": after.snapshot, "history": after.history, "position": position}
             await connection.execute(_UPSERT, {**_columns(named), **counted})
         if named and inside:
             ids = arrays.uuids([one.user_id for one in named])
@@ -288,23 +299,24 @@ def _columns(named: Sequence[Named]) -> dict[str, Any]:
     return columns
 
 
-async def sweep(connection: Connection, held: Held, after: uuid.UUID) -> uuid.UUID | None:
-    """Of the users after one, makes tombstones of some that the snapshot has not named. Returns after whom to go on,
-    None at the end. Raises HoldLostError.
+async def sweep(connection: Connection, held: Held, after: uuid.UUID, position: int) -> uuid.UUID | None:
+    """Of the users after one, makes tombstones of some that the snapshot, which is as of a position, has not named.
+    Returns after whom to go on, None at the end. Raises HoldLostError.
     """
     async with connection.transaction():
         if await (await connection.execute(_LOCK, _hold(held))).fetchone() is None:
             raise HoldLostError
-        values = {"after": after, "snapshot": held.snapshot}
+        values = {"after": after, "snapshot": held.snapshot, "position": position}
         swept = [identity for (identity,) in await (await connection.execute(_SWEEP, values)).fetchall()]
     return max(swept) if len(swept) == _SWEPT_AT_ONCE else None
 
 
-async def bury(connection: Connection, deleted: Mapping[uuid.UUID, int]) -> None:
-    """Marks users as deleted, by id with the version of the deletion, unless the copy knows better."""
+async def bury(connection: Connection, deleted: Mapping[uuid.UUID, Deletion]) -> None:
+    """Marks users as deleted, unless the copy knows better."""
     values = {
         "t_user_id": arrays.uuids(list(deleted)),
-        "t_version": arrays.bigints(list(deleted.values())),
+        "t_version": arrays.bigints([one.version for one in deleted.values()]),
+        "t_position": arrays.bigints([one.position for one in deleted.values()]),
     }
     await connection.execute(_BURY, values)
 
@@ -313,3 +325,9 @@ async def place(connection: Connection) -> tuple[uuid.UUID | None, int | None, i
     """Of which log the copy is, as of which position it is whole (None: not yet), and the newest position known."""
     row = await (await connection.execute(_PLACE)).fetchone()
     return (row[0], row[1], row[2]) if row else (None, None, 0)
+
+
+async def silence(connection: Connection) -> float | None:
+    """For how long nothing was stored for the copy, seconds; None before anybody has begun to keep it."""
+    row = await (await connection.execute(_SILENCE)).fetchone()
+    return max(float(row[0]), 0.0) if row else None

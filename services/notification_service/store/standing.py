@@ -22,18 +22,20 @@ _PARKED = number(State.PARKED)
 _DISCARDED = number(State.DISCARDED)
 _CANCELLED = number(State.CANCELLED)
 _lowest = select(func.min(shards.c.position)).scalar_subquery()
-# Where everything before is processed.
-_position = case((is_divided, func.coalesce(_lowest, inbox.c.position)), else_=inbox.c.position)
+# Up to where everything is processed, and of which feed.
+PROCESSED = case((is_divided, func.coalesce(_lowest, inbox.c.position)), else_=inbox.c.position)
+PROCESSED_LOG = case(
+    (is_divided, select(shards.c.log_id).order_by(shards.c.log_id).limit(number(1)).scalar_subquery()),
+    else_=inbox.c.log_id,
+)
 _INBOX = sql(
     select(
-        case(
-            (is_divided, select(shards.c.log_id).order_by(shards.c.log_id).limit(number(1)).scalar_subquery()),
-            else_=inbox.c.log_id,
-        ),
-        _position,
+        PROCESSED_LOG,
+        PROCESSED,
         case((is_divided, select(func.max(shards.c.position_time)).scalar_subquery()), else_=inbox.c.position_time),
         inbox.c.notification_position,
         inbox.c.delivery_position,
+        inbox.c.removed,
         select(func.count()).select_from(deliveries).where(_delivery.state == _PENDING).scalar_subquery(),
         select(func.count()).select_from(deliveries).where(_delivery.state == _PARKED).scalar_subquery(),
         select(func.count()).select_from(deliveries).where(_delivery.state == _DISCARDED).scalar_subquery(),
@@ -62,9 +64,9 @@ _STANDING = sql(
     .where(or_(_is_pending, _delivery.state == _PARKED))
     .group_by(_delivery.channel)
 )
-_POSITION = sql(select(_position).select_from(inbox))
+_POSITION = sql(select(PROCESSED).select_from(inbox))
 _shard_position = case((is_divided, shards.c.position), else_=inbox.c.position)
-_PLACES = sql(select(_position, shards.c.shard, _shard_position).select_from(inbox).outerjoin(shards, true()))
+_PLACES = sql(select(PROCESSED, shards.c.shard, _shard_position).select_from(inbox).outerjoin(shards, true()))
 _SHARDS = sql(
     select(
         shards.c.shard,
@@ -89,7 +91,7 @@ async def inbox_state(connection: Connection) -> notifications_pb2.Inbox:
     row = await (await connection.execute(_INBOX, binary=True)).fetchone()
     if row is None:
         return notifications_pb2.Inbox()
-    log_id, position, position_time, notes, made, pending, parked, discarded, cancelled, oldest = row
+    log_id, position, position_time, notes, made, removed, pending, parked, discarded, cancelled, oldest = row
     found = await (await connection.execute(_SHARDS)).fetchall()
     return notifications_pb2.Inbox(
         log_id=str(log_id) if log_id else "",
@@ -97,7 +99,7 @@ async def inbox_state(connection: Connection) -> notifications_pb2.Inbox:
         position_time=stamp(position_time),
         notifications=notes,
         pending=pending,
-        delivered=made - pending - parked - discarded - cancelled,
+        delivered=made - removed - pending - parked - discarded - cancelled,
         parked=parked,
         discarded=discarded,
         cancelled=cancelled,

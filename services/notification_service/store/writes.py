@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -183,14 +183,6 @@ _CANCEL_FOR_DELETED = sql(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Deletion:
-    """When a user was deleted: the event's position, and the user's version."""
-
-    position: int
-    version: int
-
-
 async def write_inbox(
     connection: Connection,
     locked: Locked,
@@ -199,7 +191,7 @@ async def write_inbox(
     *,
     position_time: datetime | None,
     head_position: int,
-    deleted: Mapping[uuid.UUID, Deletion],
+    deleted: Mapping[uuid.UUID, recipients.Deletion],
 ) -> Cursor | None:
     """Stores notifications and deliveries, cancels what is pending for users that were deleted and was made of events
     before that position, marks them in the copy of the users, moves the cursor, and commits. Returns the cursor with
@@ -234,7 +226,7 @@ async def write_inbox(
             await feed.lock_inbox(connection)
     if deleted:
         # Under the lock of the inbox's row, as whoever stores a send: either sees the mark, or what it made is here.
-        await recipients.bury(connection, {user_id: one.version for user_id, one in deleted.items()})
+        await recipients.bury(connection, deleted)
         gone: dict[str, Any] = {
             "g_user_id": arrays.uuids(list(deleted)),
             "g_position": arrays.bigints([one.position for one in deleted.values()]),

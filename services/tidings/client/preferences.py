@@ -53,6 +53,11 @@ class Preferences:
         request = preferences_pb2.CreateSuppressionRequest(suppression=given)
         return await answer(self._stub.CreateSuppression(request, timeout=self._timeout))
 
+    async def suppression(self, target: str, *, channel: str = "email") -> preferences_pb2.Suppression:
+        """The suppression of an address, in upper or lower case; NOT_SUPPRESSED if there is none."""
+        request = preferences_pb2.GetSuppressionRequest(channel=channel, target=target)
+        return await answer(self._stub.GetSuppression(request, timeout=self._timeout))
+
     async def suppressions(
         self,
         *,

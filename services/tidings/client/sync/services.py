@@ -94,6 +94,7 @@ class Preferences(Client[aio_preferences.Preferences]):
     update = blocking(aio_preferences.Preferences.update)
     categories = blocking(aio_preferences.Preferences.categories)
     suppress = blocking(aio_preferences.Preferences.suppress)
+    suppression = blocking(aio_preferences.Preferences.suppression)
     suppressions = blocking_iteration(aio_preferences.Preferences.suppressions)
     unsuppress = blocking(aio_preferences.Preferences.unsuppress)
 

@@ -11,7 +11,16 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.harness import Collector, Database, Databases, MailCatcher, PostgresProxy, PostgresServer, Services
+from tests.harness import (
+    Collector,
+    Database,
+    Databases,
+    MailCatcher,
+    PostgresProxy,
+    PostgresServer,
+    Services,
+    programs,
+)
 from tests.harness.collector import collecting
 
 # What is started in a shell's background ignores SIGINT, and so would the processes of the tests, which are sent it.
@@ -21,6 +30,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # How long an example takes says nothing on a machine that does other things too.
 hypothesis.settings.register_profile("tidings", deadline=None)
 hypothesis.settings.load_profile("tidings")
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def _programs() -> AsyncIterator[None]:
+    """Ends what the session's processes were forked from."""
+    yield
+    programs.stop()
 
 
 @pytest.fixture(scope="session")

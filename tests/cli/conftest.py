@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_status import rpc_status
 
-from tests.harness import ServiceProcess
+from tests.harness import ServiceProcess, programs
 from tidings.notifications.v1 import in_app_pb2, in_app_pb2_grpc, notifications_pb2, notifications_pb2_grpc
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
@@ -388,13 +388,12 @@ def addresses(address: str, directory: Path) -> dict[str, str]:
     }
 
 
-async def launch(system: System | ServiceProcess, directory: Path, *arguments: str) -> asyncio.subprocess.Process:
+async def launch(
+    system: System | ServiceProcess, directory: Path, *arguments: str
+) -> programs.Process | asyncio.subprocess.Process:
     """`tidings` as a process of its own."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tidings.cli", *arguments,
-        env=os.environ | addresses(system.address, directory), cwd=directory,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    environment = os.environ | addresses(system.address, directory)
+    return await programs.start("tidings.cli", *arguments, environment=environment, directory=directory, apart=True)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -68,27 +69,40 @@ async def test_findings(
     assert message in ran.out
 
 
-def _shard(index: int, position: int, owner: str = "replica", lag: int = 0, quiet: float = 0.0) -> dict[str, object]:
-    time = datetime.now(UTC) - timedelta(seconds=quiet)
-    return {"index": index, "position": position, "owner": owner, "lag_events": lag, "update_time": time}
+@dataclass(frozen=True)
+class Shard:
+    """What a shard's row says, `quiet` seconds after it was written."""
+
+    index: int
+    position: int
+    owner: str = "replica"
+    lag: int = 0
+    quiet: float = 0.0
+
+    def told(self) -> notifications_pb2.Inbox.Shard:
+        """As it is told now: parameters of tests are made long before."""
+        time = datetime.now(UTC) - timedelta(seconds=self.quiet)
+        return notifications_pb2.Inbox.Shard(
+            index=self.index, position=self.position, owner=self.owner, lag_events=self.lag, update_time=time
+        )
 
 
 @pytest.mark.parametrize(
     ("shards", "still"),
     [
         # One that has no news of its own is no further than its last bookmark.
-        ([_shard(0, 0), _shard(1, 1)], ""),
-        ([_shard(0, 0, lag=1), _shard(1, 1)], "0 at 0"),
-        ([_shard(0, 0, owner=""), _shard(1, 0)], "0 at 0, which nobody follows"),
-        ([_shard(0, 1), _shard(1, 0, quiet=400)], "1 at 0"),
+        ([Shard(0, 0), Shard(1, 1)], ""),
+        ([Shard(0, 0, lag=1), Shard(1, 1)], "0 at 0"),
+        ([Shard(0, 0, owner=""), Shard(1, 0)], "0 at 0, which nobody follows"),
+        ([Shard(0, 1), Shard(1, 0, quiet=400)], "1 at 0"),
     ],
 )
 async def test_a_feed_in_shards(
-    system: System, tidings: Tidings, one_change: None, shards: list[dict[str, object]], still: str
+    system: System, tidings: Tidings, one_change: None, shards: list[Shard], still: str
 ) -> None:
     inbox = system.inbox.inbox
     inbox.position = 0
-    inbox.shards.extend(notifications_pb2.Inbox.Shard(**one) for one in shards)
+    inbox.shards.extend(one.told() for one in shards)
     ran = await tidings("doctor", "--json")
     assert (ran.code, states(ran)["subscription"]) == ((1, State.ILL) if still else (0, State.OK))
     said = (

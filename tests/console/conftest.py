@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,7 +20,7 @@ import pytest
 from aiohttp import web
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright, expect
 
-from tests.harness import Databases, MailCatcher, PostgresServer, ServiceProcess, Services, free_port
+from tests.harness import Databases, MailCatcher, PostgresServer, ServiceProcess, Services, free_port, programs
 from tests.harness.process import clean_environment
 from tidings.client import Notifications, Users, connect
 
@@ -65,16 +64,12 @@ class Site:
 
     async def tidings(self, *arguments: str) -> str:
         """The command line, against this system. Returns what it printed."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tidings.cli", *arguments,
-            env={
-                **clean_environment(),
-                "TIDINGS_CLIENT_USERS_ADDRESS": self.users.address,
-                "TIDINGS_CLIENT_NOTIFICATIONS_ADDRESS": self.notifications.address,
-            },
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
+        environment = {
+            **clean_environment(),
+            "TIDINGS_CLIENT_USERS_ADDRESS": self.users.address,
+            "TIDINGS_CLIENT_NOTIFICATIONS_ADDRESS": self.notifications.address,
+        }
+        process = await programs.start("tidings.cli", *arguments, environment=environment)
         output, _ = await process.communicate()
         assert process.returncode == 0, output.decode()
         return output.decode()

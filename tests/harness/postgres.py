@@ -24,6 +24,7 @@ from psycopg.sql import SQL, Identifier
 
 from devstack import postgres
 from servicekit import database
+from tests.harness import programs
 from tests.harness.process import clean_environment
 
 Kind = Literal["users", "notifications"]
@@ -33,12 +34,19 @@ FLAGS = {
     "max_connections": "300",
     # Tests crash the server, never the machine: what was written is in the kernel's hands.
     "fsync": "off",
+    "full_page_writes": "off",
+    # It may be in memory.
+    "max_wal_size": "256MB",
     "log_line_prefix": "%m [%p] %q%u@%d %a ",
     "deadlock_timeout": "200ms",
     # Statements are not logged; errors are, with the statement that made them.
     "log_min_messages": "warning",
     "log_min_error_statement": "error",
 }
+
+# Where files are in memory. A database is some hundred files: to make one for each test costs ten times more on disk.
+_MEMORY = Path("/dev/shm")
+_ENOUGH = 4 << 30
 
 # Ends the server when pytest is gone, however it went.
 _WATCHDOG = """
@@ -85,9 +93,9 @@ class PostgresServer:
 
     @classmethod
     async def start(cls, parent: Path | None = None) -> PostgresServer:
-        """Starts a server on a directory of its own, below `parent` or where temporary files are."""
+        """Starts a server on a directory of its own: below `parent`, else in memory if there is room."""
         # Not below pytest's base directory, whose permissions other sessions reset.
-        directory = Path(tempfile.mkdtemp(prefix="tidings-test-", dir=parent))
+        directory = Path(tempfile.mkdtemp(prefix="tidings-test-", dir=parent or _memory()))
         server = await postgres.start(directory / "postgres", FLAGS)
         watchdog = subprocess.Popen(
             [sys.executable, "-S", "-E", "-c", _WATCHDOG, str(directory)],
@@ -165,7 +173,7 @@ class PostgresServer:
                 self._migrated.add(kind)
             name = f"test_{kind}_{uuid.uuid4().hex[:12]}"
             await self._admin(
-                SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
+                SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY file_copy").format(
                     Identifier(name), Identifier(role), Identifier(template)
                 )
             )
@@ -207,15 +215,19 @@ class Databases:
         return made
 
 
+def _memory() -> Path | None:
+    """A directory in memory, if there is one with enough room for what the tests of a session write."""
+    try:
+        free = shutil.disk_usage(_MEMORY).free
+    except OSError:
+        return None
+    return _MEMORY if free >= _ENOUGH and os.access(_MEMORY, os.W_OK) else None
+
+
 async def migrate(kind: Kind, url: str, *arguments: str) -> str:
     """Runs the shipped migrations on a database: `upgrade KIND`, or `arguments`. Returns what they printed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "migrations", *(arguments or ("upgrade", kind)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**clean_environment(), f"TIDINGS_{kind.upper()}_DATABASE_URL": url},
-    )  # fmt: skip
+    variables = {**clean_environment(), f"TIDINGS_{kind.upper()}_DATABASE_URL": url}
+    process = await programs.start("migrations", *(arguments or ("upgrade", kind)), environment=variables)
     output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
     return output.decode()

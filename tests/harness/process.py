@@ -5,24 +5,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import devstack.child
 from devstack.parts import ask_health
+from tests.harness import programs
+from tests.harness.programs import clean_environment as clean_environment
 
 _POLL = 0.05
-
-
-def clean_environment() -> dict[str, str]:
-    """This process's environment without what configures Tidings or telemetry: a developer's shell must not matter."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("TIDINGS_", "OTEL_"))}
 
 
 def free_port() -> int:
@@ -32,7 +25,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def until(condition: Callable[[], Any], timeout: float = 15.0, what: str = "", poll: float = _POLL) -> Any:
+async def until(condition: Callable[[], Any], timeout: float = 30.0, what: str = "", poll: float = _POLL) -> Any:
     """Asks `condition` (plain or async) until it is truthy and returns what it said. Fails after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
@@ -54,10 +47,10 @@ class ServiceProcess:
     def __init__(
         self, module: str, *arguments: str, environment: Mapping[str, str], listen_variable: str | None = None
     ) -> None:
-        self._command = [sys.executable, "-m", module, *arguments]
+        self._arguments = arguments
         self._environment = dict(environment)
         self._listen_variable = listen_variable
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: programs.Process | asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self.module = module
         self.address = ""
@@ -91,33 +84,24 @@ class ServiceProcess:
             environment[self._listen_variable] = self.address or self._environment.get(
                 self._listen_variable, "127.0.0.1:0"
             )
-        self._process = await asyncio.create_subprocess_exec(
-            # The wrapper becomes the service and ties its life to pytest's.
-            sys.executable, "-S", "-E", str(Path(devstack.child.__file__)), str(os.getpid()), *self._command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-            limit=1 << 24,
-        )  # fmt: skip
+        self._process = await programs.start(self.module, *self._arguments, environment=environment)
         assert self._process.stdout is not None
         self._reader = asyncio.create_task(self._read(self._process.stdout))
 
-    async def start(self, timeout: float = 30.0) -> ServiceProcess:
+    async def start(self, timeout: float = 60.0) -> ServiceProcess:
         """Starts it and waits until it is ready."""
         await self.launch()
         await self.wait_ready(timeout)
         return self
 
-    async def wait_serving(self, timeout: float = 30.0) -> str:
+    async def wait_serving(self, timeout: float = 60.0) -> str:
         """Waits for the log line that says where this process serves; returns the address."""
         record = await self.wait_log("serving", timeout, pid=self.pid)
         self.address = str(record["address"])
         self.health_address = str(record.get("health_address", self.address))
         return self.address
 
-    async def wait_ready(self, timeout: float = 30.0) -> None:
+    async def wait_ready(self, timeout: float = 60.0) -> None:
         """Waits until its health service says that it is ready."""
         deadline = time.monotonic() + timeout
         await self.wait_serving(timeout)
@@ -135,7 +119,7 @@ class ServiceProcess:
         return await ask_health(self.health_address) is None
 
     async def wait_log(
-        self, event: str, timeout: float = 15.0, *, pid: int | None = None, **fields: Any
+        self, event: str, timeout: float = 30.0, *, pid: int | None = None, **fields: Any
     ) -> dict[str, Any]:
         """Waits for a log record by its event and fields, also one of the past; with `pid` only of that process."""
         wanted = {"event": event, **fields} | ({"_pid": pid} if pid is not None else {})
@@ -179,7 +163,7 @@ class ServiceProcess:
                 self.send(signal.SIGKILL)
         return await self.wait()
 
-    async def restart(self, timeout: float = 30.0) -> None:
+    async def restart(self, timeout: float = 60.0) -> None:
         """Starts it again at the same address, after its end, and waits until it is ready."""
         deadline = time.monotonic() + timeout
         while True:

@@ -5,6 +5,7 @@ A kind that has neither is refused: it would be checked by nobody.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ import jsonschema
 import kubernetes_validate
 
 from tests.manifests.objects import Object
+
+# It would read all definitions again for each object, which takes far longer than to hold one against them.
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 
 # The oldest that kind and minikube still run by default, and the newest that the validator knows.
 VERSIONS = ("1.34", "1.37")

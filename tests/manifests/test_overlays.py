@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from servicekit.addresses import is_loopback
+from tests.harness import programs
+from tests.harness.process import clean_environment
 from tests.manifests import kinds, network_rules, observability_rules, pod_rules, rollout_rules, wiring_rules
 from tests.manifests.objects import DEVELOPMENT, OVERLAYS, Objects, Rule, environment, of_kind, pods, render
 from tests.manifests.wiring_rules import ours
@@ -92,11 +92,10 @@ async def test_every_argument_is_of_the_image(overlays: dict[str, Objects]) -> N
     }  # fmt: skip
 
     async def helps(*arguments: str) -> int:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", *arguments, "--help",
-            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        return await process.wait()
+        process = await programs.start(*arguments, "--help", environment=clean_environment())
+        await process.communicate()
+        assert process.returncode is not None
+        return process.returncode
 
     assert {arguments: await helps(*arguments) for arguments in sorted(found)} == dict.fromkeys(sorted(found), 0)
     # An argument that is none is refused, help or not.

@@ -6,13 +6,11 @@ and names of Services are this machine.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ import psycopg
 import pytest
 import yaml
 
-from tests.harness import MailCatcher, PostgresServer, Services, until
+from tests.harness import MailCatcher, PostgresServer, Services, programs, until
 from tests.harness.process import clean_environment
 from tests.manifests import configured
 from tests.manifests.objects import ROOT, Object, Objects, Pod, environment, of_kind, pods
@@ -99,12 +97,7 @@ async def cluster(overlays: dict[str, Objects], tmp_path: Path) -> AsyncIterator
 
 
 async def _run(arguments: Sequence[str], variables: Mapping[str, str]) -> tuple[int | None, str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *arguments,
-        env={**clean_environment(), **variables},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
+    process = await programs.start(*arguments, environment={**clean_environment(), **variables})
     output, _ = await process.communicate()
     return process.returncode, output.decode()
 

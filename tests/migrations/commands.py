@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +11,7 @@ from alembic import command
 from sqlalchemy import create_engine, make_url
 
 from migrations import runner
-from tests.harness import Database
+from tests.harness import Database, programs
 
 Kind = Literal["users", "notifications"]
 KINDS: tuple[Kind, ...] = ("users", "notifications")
@@ -35,14 +34,9 @@ async def command_line(*arguments: str, **variables: str) -> Run:
     return Run(process.returncode, output.decode())
 
 
-async def start(*arguments: str, **variables: str) -> asyncio.subprocess.Process:
+async def start(*arguments: str, **variables: str) -> programs.Process | asyncio.subprocess.Process:
     """Starts `python -m migrations` with these variables in its environment."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "migrations", *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, **variables},
-    )  # fmt: skip
+    return await programs.start("migrations", *arguments, environment={**os.environ, **variables})
 
 
 async def migrate(kind: Kind, made: Database, *arguments: str, **variables: str) -> Run:

@@ -244,7 +244,7 @@ def batch(*events: users_pb2.UserEvent, after: int | None = None, token: str | N
     )
 
 
-async def eventually(condition: Any, timeout: float = 10.0) -> None:
+async def eventually(condition: Any, timeout: float = 30.0) -> None:
     """Waits until a condition holds; it may be a coroutine function."""
     async with asyncio.timeout(timeout):
         while True:

@@ -42,7 +42,7 @@ async def _processed(database: Database, users: ServiceProcess) -> None:
         head = (await stub_of(users).GetFeed(users_pb2.GetFeedRequest())).head_position
         return (await _positions(database))[0] == head
 
-    await until(done, 20, "every change is processed")
+    await until(done, 60, "every change is processed")
 
 
 @pytest.mark.parametrize("shards", [1, 3])

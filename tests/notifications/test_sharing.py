@@ -96,7 +96,7 @@ async def once(database: Database, crowd: Crowd, process: ServiceProcess) -> Non
         found = await state(process)
         return found.position == head and not any(one.lag_events for one in found.shards)
 
-    await until(is_processed, 20, f"everything up to {head} is processed")
+    await until(is_processed, 60, f"everything up to {head} is processed")
     [[made, events, users_in_order]] = await database.fetch(
         "SELECT count(*), count(DISTINCT event_id), bool_and(event_position > coalesce(before, 0)) FROM"
         " (SELECT *, lag(event_position) OVER (PARTITION BY user_id ORDER BY position) AS before FROM notifications) n"

@@ -38,10 +38,14 @@ class Watched:
     def __init__(self) -> None:
         self.said: dict[str, list[bool]] = {}
 
-    async def saw(self, name: str, *expected: bool, timeout: float = 20.0) -> None:
+    async def saw(self, name: str, *expected: bool, timeout: float = 60.0) -> None:
         """Waits until exactly this was said."""
         await until(lambda: len(self.said[name]) >= len(expected), timeout, f"{name}: {expected}")
         assert self.said[name] == list(expected), name
+
+    async def becomes(self, name: str, expected: bool, timeout: float = 60.0) -> None:
+        """Waits until this is the last that was said: a machine that is slow may add a change and its end before."""
+        await until(lambda: self.said[name][-1] is expected, timeout, f"{name} becomes {expected}")
 
 
 @asynccontextmanager

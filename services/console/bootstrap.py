@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from console.live import Live
 from console.settings import ConsoleSettings
 from console.spans import SpanStore
 from console.standing import Standing
-from servicekit import listening, logs
+from servicekit import listening, logs, tasks
 from servicekit.addresses import is_loopback
 from servicekit.configfile import InvalidConfigError
 from servicekit.settings import variable
@@ -138,7 +137,7 @@ async def _serve(
         if not is_loopback(settings.listen):
             log.warning("beyond this machine: something else must let only operators through", address=settings.listen)
         log.info("serving", **{name: listening.address_of(one) for name, one in sockets.items() if one})
-        await _until_told(background, runs)
+        await background.until_over(tasks.told_to_stop(), *(run.task for run in runs))
         live.close()
         await asyncio.gather(*(run.stop() for run in runs))
         if receiver:
@@ -146,18 +145,6 @@ async def _serve(
         await background.stop()
     log.info("stopped")
     return 1 if background.failure else 0
-
-
-async def _until_told(background: Background, runs: list[_Running]) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
-    waits = [asyncio.create_task(stop.wait()), asyncio.create_task(background.failed.wait())]
-    await asyncio.wait([*waits, *(run.task for run in runs)], return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-    log.info("stopping", reason=f"{background.failure} died" if background.failure else "signal")
 
 
 class _Running:

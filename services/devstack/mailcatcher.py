@@ -15,14 +15,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import signal
 from pathlib import Path
 
 import uvloop
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from devstack.settings import MailCatcherSettings
-from servicekit import logs
+from servicekit import logs, tasks
 
 log = logs.get(__name__)
 
@@ -120,9 +119,7 @@ async def serve(settings: MailCatcherSettings) -> int:
     except OSError as error:
         log.error("address is taken or not allowed", address=address, error=str(error))
         return 1
-    stop = asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
+    stop = tasks.told_to_stop()
     report = asyncio.create_task(_report(store))
     log.info("serving", address=address, directory=str(settings.mail_dir), messages=store.last)
     await stop.wait()

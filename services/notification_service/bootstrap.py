@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 import psycopg
 
-from notification_service import categories, endpoints, lanes, links, metrics, reset, rules, template_reload
+from notification_service import categories, endpoints, lanes, links, metrics, reset, retention, rules, template_reload
 from notification_service.api.digests import DigestService
 from notification_service.api.endpoints import EndpointService
 from notification_service.api.explanations import Explainer
@@ -39,7 +39,8 @@ from notification_service.registry import Endpoints
 from notification_service.sender import Sender
 from notification_service.settings import NotificationServiceSettings
 from notification_service.store import digests as digest_store
-from notification_service.store import reads, sends
+from notification_service.store import recipients as recipient_store
+from notification_service.store import sends, standing
 from notification_service.subscriber import LONGEST_PAUSE, Subscriber
 from notification_service.tables import SCHEMA_REVISION
 from notification_service.tail import Tail
@@ -93,8 +94,8 @@ _SERVICES = tuple(
 
 # Shards take turns: the inbox's row is locked by one transaction at a time.
 _INBOX_CONNECTIONS = 4
-# The copy of the users, its lease, the sender, and one to spare.
-_SEND_CONNECTIONS = 4
+# The copy of the users, its lease, the sender, retention, and one to spare.
+_SEND_CONNECTIONS = 5
 # One lease per lane, the recorder, and one to spare.
 _DISPATCH_CONNECTIONS = 4
 _GET_FEED_TIMEOUT = 5.0
@@ -358,6 +359,7 @@ async def _serve(
         (recipients.run(), "recipients", LONGEST_PAUSE),
         (knowing(sender.run), "sender", settings.poll_interval),
         (digester.run(), "digester", settings.poll_interval),
+        (retention.run(sending, settings.notifications_kept, settings.deleted_kept), "retention", retention.INTERVAL),
         (template_reload.follow(composer.templates, composer.needs), "templates", template_reload.INTERVAL),
     ):
         background.start(loop, name, every=every)
@@ -374,11 +376,13 @@ async def _serve(
 async def _measure(pool: Pool) -> None:
     """A background loop: asks the database for what it alone knows."""
     deliveries, sending, digests = metrics.Deliveries(), metrics.Sends(), metrics.Digests()
+    copied = metrics.Copy()
 
     async def look() -> None:
         async with pool.connection() as connection:
-            deliveries.found(await reads.standing(connection), await reads.position(connection))
+            deliveries.found(await standing.of_channels(connection), await standing.position(connection))
             sending.found(await sends.standing(connection))
             digests.found(*await digest_store.standing(connection))
+            copied.found(await recipient_store.silence(connection))
 
     await process.refresh(look, _ASK)

@@ -1,7 +1,6 @@
-"""From an event to its notifications: which rules match, who is told over which channel, and in what words.
+"""From an event to its notifications: which rules match, who is told over which channel, and by which template.
 
-Pure: the same event, rules, templates and endpoints make the same ids and contents. What cannot be rendered does not
-stop the event: its delivery is made without content and says why, and an in-app notification leaves that channel.
+Pure: the same event, rules, templates and endpoints make the same ids and contents.
 """
 
 from __future__ import annotations
@@ -16,10 +15,12 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from notification_service import domain, views
-from notification_service.channels import Addressee, Draft, Says, Writer
-from notification_service.domain import EMAIL, IN_APP, Item, Notification
+from notification_service.assemble import assemble
+from notification_service.channels import Addressee, Says, Writer
+from notification_service.domain import Item, Notification
+from notification_service.plans import Plan, Say, says
 from notification_service.rules import Digest, Rule
-from notification_service.templates import Asked, Loaded, Need, Rendered, RenderError, Templates
+from notification_service.templates import Need, RenderError, Templates
 from servicekit import logs
 from tidings.users.v1 import users_pb2
 
@@ -31,33 +32,6 @@ _TIMES = ("create_time", "update_time", "delete_time", "purge_time")
 def no_link(user_id: uuid.UUID, category: str, address: str) -> str:
     """The link of mails that have none."""
     return ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Begun:
-    """An event and a rule that matches it."""
-
-    event: users_pb2.UserEvent
-    rule: Rule
-    view: Mapping[str, Any]
-    says: Says
-    # By `current` and `previous`.
-    addressees: Mapping[str, Addressee]
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether it is for the app."""
-        return IN_APP in self.rule.channels
-
-    def told(self) -> Iterator[str]:
-        """Whom something is said to."""
-        if self.says:
-            yield from dict.fromkeys((*(("current",) if self.is_shown else ()), *self.rule.recipients))
-
-    def asked(self, which: str, url: str) -> Asked:
-        """What is said to one of them, with the link that switches it off."""
-        context = addressed(self.view, which, url)
-        return Asked(self.rule.template, context, self.says is Says.HTML, self.event.user.locale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +50,7 @@ class Composer:
     def needs(self) -> list[Need]:
         """What the rules and digests need of the templates."""
         said = [(rule, self._says(rule)) for rule in self.rules]
-        needs = [Need(rule.name, rule.template, says is Says.HTML) for rule, says in said if says]
+        needs = [Need(rule.name, rule.template, need is Says.HTML) for rule, need in said if need]
         return needs + [Need(domain.digest_rule(one.name), one.template, True) for one in self.digests.values()]
 
     def check(self) -> None:
@@ -89,109 +63,44 @@ class Composer:
 
     def compose_all(self, events: Sequence[users_pb2.UserEvent]) -> list[Notification]:
         """What events become, one after the other. All that they say is rendered at once."""
-        templates = self.templates.current
-        begun: list[_Begun] = []
+        plans: list[Plan] = []
         for event in events:
             if matching := [rule for rule in self.rules if rule.matches(event)]:
                 view = _view(event)
-                begun += (self._begun(event, rule, view) for rule in matching)
-        said = _render(
-            templates,
-            {
-                (number, which): one.asked(which, one.addressees[which].unsubscribe_url)
-                for number, one in enumerate(begun)
-                for which in one.told()
-            },
-        )
-        # A link that speaks for its reader is for mails alone.
-        shown = _render(
-            templates,
-            {
-                (number, "current"): one.asked("current", "")
-                for number, one in enumerate(begun)
-                if one.is_shown and _has(said[number, "current"], one.addressees["current"].unsubscribe_url)
-            },
-        )
-        shown = {**said, **shown}
-        return [
-            self._notification(one, templates, partial(_say, said, number), partial(_say, shown, number))
-            for number, one in enumerate(begun)
-        ]
-
-    def _begun(self, event: users_pb2.UserEvent, rule: Rule, view: Mapping[str, Any]) -> _Begun:
-        link = partial(self.unsubscribe, uuid.UUID(event.user.id), rule.category)
-        addressees = {which: _addressee(view, which, link) for which in {"current", *map(str, rule.recipients)}}
-        return _Begun(event, rule, view, self._says(rule), addressees)
+                plans += (self._plan(event, rule, view) for rule in matching)
+        return assemble(plans, self.templates.current, self.writers)
 
     def _says(self, rule: Rule) -> Says:
-        # Of a mail that is gathered its subject is.
-        texts = (IN_APP, EMAIL) if rule.digest else (IN_APP,)
-        return max(Says.TEXT if one in texts else self.writers[one].says for one in rule.channels)
+        return says(rule.channels, self.writers, gathered=rule.digest is not None)
 
-    def _notification(
-        self, begun: _Begun, templates: Loaded, say: Callable[[str], Rendered], show: Callable[[str], Rendered]
-    ) -> Notification:
-        event, rule, view = begun.event, begun.rule, begun.view
-        event_id = uuid.UUID(event.id)
-        notification_id = domain.notification_id(event_id, rule.name)
-        channels, subject, body = rule.channels, "", ""
-        version, locale = "", ""
-        if begun.says:
-            html = begun.says is Says.HTML
-            version, locale = templates.version, templates.locale(rule.template, event.user.locale, html)
-        if begun.is_shown:
-            try:
-                shown = show("current")
-                subject, body = shown.subject, shown.text
-            except RenderError as error:
-                log.error("in-app notification dropped", rule=rule.name, event_id=event.id, reason=str(error))
-                channels = tuple(channel for channel in channels if channel != IN_APP)
-        draft = Draft(
-            notification_id,
-            rule.category,
-            view["event"]["type"],
-            [begun.addressees[which] for which in rule.recipients],
-            say,
-            lambda: _payload(rule, notification_id, event, view),
+    def _plan(self, event: users_pb2.UserEvent, rule: Rule, view: Mapping[str, Any]) -> Plan:
+        user_id, event_id = uuid.UUID(event.user.id), uuid.UUID(event.id)
+        identity = domain.notification_id(event_id, rule.name)
+        link = partial(self.unsubscribe, user_id, rule.category)
+        addressees = {which: _addressee(view, which, link) for which in {"current", *map(str, rule.recipients)}}
+        return Plan(
+            Notification(
+                id=identity,
+                user_id=user_id,
+                event_id=event_id,
+                event_position=event.position,
+                rule=rule.name,
+                category=rule.category,
+                template=rule.template,
+                time_zone=event.user.time_zone,
+                channels=rule.channels,
+                trace_parent=event.trace_parent,
+                trace_state=event.trace_state,
+            ),
+            self._says(rule),
+            event.user.locale,
+            addressees,
+            partial(addressed, view),
+            partial(_payload, rule, identity, event, view),
+            recipients=rule.recipients,
+            kind=view["event"]["type"],
+            items=partial(_items, rule, addressees, view) if rule.digest else None,
         )
-        sent = [name for name in channels if name != IN_APP and not (rule.digest and name == EMAIL)]
-        return Notification(
-            id=notification_id,
-            user_id=uuid.UUID(event.user.id),
-            event_id=event_id,
-            event_position=event.position,
-            rule=rule.name,
-            category=rule.category,
-            template=rule.template,
-            template_version=version,
-            time_zone=event.user.time_zone,
-            locale=locale,
-            channels=channels,
-            subject=subject,
-            body=body,
-            trace_parent=event.trace_parent,
-            trace_state=event.trace_state,
-            deliveries=tuple(one for name in sent for one in self.writers[name].compose(draft)),
-            items=tuple(_items(rule, begun.addressees, view, say)),
-        )
-
-
-_Said = Mapping[tuple[int, str], Rendered | RenderError]
-
-
-def _render(templates: Loaded, asked: Mapping[tuple[int, str], Asked]) -> _Said:
-    return dict(zip(asked, templates.render_all(list(asked.values())), strict=True))
-
-
-def _say(said: _Said, number: int, which: str) -> Rendered:
-    rendered = said[number, which]
-    if isinstance(rendered, RenderError):
-        raise rendered
-    return rendered
-
-
-def _has(said: Rendered | RenderError, url: str) -> bool:
-    return bool(url) and isinstance(said, Rendered) and url in said.text
 
 
 def _view(event: users_pb2.UserEvent) -> dict[str, Any]:
@@ -243,9 +152,7 @@ def addressed(view: Mapping[str, Any], which: str, unsubscribe_url: str = "") ->
     return {**view, "name": name, "recipient": recipient, "unsubscribe_url": unsubscribe_url}
 
 
-def _items(
-    rule: Rule, addressees: Mapping[str, Addressee], view: Mapping[str, Any], say: Callable[[str], Rendered]
-) -> Iterator[Item]:
+def _items(rule: Rule, addressees: Mapping[str, Addressee], view: Mapping[str, Any], say: Say) -> Iterator[Item]:
     """The mails of a rule that are gathered, one for each address."""
     told: set[str] = set()
     for which in rule.recipients:

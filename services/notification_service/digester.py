@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import psycopg
 
 from notification_service import gathered
+from notification_service.assemble import assemble
 from notification_service.compose import Composer
-from notification_service.domain import EMAIL, Notification
+from notification_service.domain import Notification
+from notification_service.plans import Plan
 from notification_service.store import digests
 from notification_service.windows import Window
 from servicekit import database, logs, tasks
@@ -23,9 +25,9 @@ from servicekit.database import Pool
 
 log = logs.get(__name__)
 
-# So many are taken at a time, said after one another and stored together.
+# So many are taken at a time and stored together; what they say is rendered together, of so many items or one digest.
 _MOST = 20
-_LONGEST_PAUSE = 2.0
+_ITEMS_AT_ONCE = 1000
 # Two that began with the same event, closed at the same moment: the second is stored once the first is.
 _TRIES = 5
 
@@ -48,17 +50,8 @@ class Digester:
 
     async def run(self) -> None:
         """Closes what is due."""
-        pause = 0.05
         while True:
-            tasks.beat()
-            try:
-                taken = await self.close_due()
-                pause = 0.05
-            except database.AWAY as error:
-                log.warning("digests: database not reachable", error=str(error).strip(), retry_seconds=pause)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
-                continue
+            taken = await database.insist(self.close_due, "digests: database not reachable")
             if taken < _MOST:
                 await asyncio.sleep(self._poll_interval)
 
@@ -81,20 +74,23 @@ class Digester:
             return
         async with self._pool.connection() as connection:
             views = await digests.items(connection, [one.id for one in taken])
-        made = []
-        for window in taken:
+        made: list[Notification] = []
+        for windows in _divided(taken):
             tasks.beat()
-            made.append(await asyncio.to_thread(self._compose, window, views[window.id]))
+            made += await asyncio.to_thread(self._compose, windows, views)
         if await self._store(made):
             self._closed()
 
-    def _compose(self, window: Window, items: Sequence[str]) -> Notification:
+    def _compose(self, windows: Sequence[Window], views: Mapping[uuid.UUID, Sequence[str]]) -> list[Notification]:
+        plans = [self._plan(window, views[window.id]) for window in windows]
+        return assemble(plans, self._composer.templates.current, self._composer.writers)
+
+    def _plan(self, window: Window, items: Sequence[str]) -> Plan:
         digest = self._composer.digests.get(window.name)
         # Of a digest that is in the file no more the template is the one that it had.
         template = digest.template if digest else window.template
         link = self._composer.unsubscribe(window.user_id, window.category, window.target)
-        templates, writer = self._composer.templates, self._composer.writers[EMAIL]
-        return gathered.compose(window, items, template, templates, writer, link)
+        return gathered.plan(window, items, template, link)
 
     async def _store(self, made: Sequence[Notification]) -> int:
         for left in reversed(range(_TRIES)):
@@ -109,3 +105,17 @@ class Digester:
         problems = [delivery.problem for one in made for delivery in one.deliveries if delivery.problem]
         log.info("digests closed", digests=closed, not_composed=len(problems))
         return closed
+
+
+def _divided(taken: Sequence[Window]) -> Iterator[list[Window]]:
+    """Windows in their order, at least one at a time."""
+    some: list[Window] = []
+    items = 0
+    for window in taken:
+        if some and items + window.items > _ITEMS_AT_ONCE:
+            yield some
+            some, items = [], 0
+        some.append(window)
+        items += window.items
+    if some:
+        yield some

@@ -30,7 +30,7 @@ from notification_service.domain import TARGET_GONE, TRIES_EXHAUSTED, Ended, Lea
 from notification_service.gate import Cancel, Candidate, Defer
 from notification_service.retries import Policy
 from notification_service.routes import Route, Routes
-from notification_service.store import leases, verdicts
+from notification_service.store import leases, outcomes, pending, verdicts
 from servicekit import database, logs, tasks
 from servicekit.database import Connection, Pool
 
@@ -308,7 +308,7 @@ class Dispatcher:
         if not ended:
             return
         holds = lane.policy.parked_holds
-        recorded = await self._retried(lambda connection: leases.record(connection, ended, parked_holds=holds))
+        recorded = await self._retried(lambda connection: outcomes.record(connection, ended, parked_holds=holds))
         for one in ended:
             if one.id not in recorded:
                 log.warning("outcome dropped: the lease was lost", delivery_id=str(one.id), attempt=one.number)
@@ -330,12 +330,12 @@ class Dispatcher:
     async def _tidy(self, lane: _Running) -> None:
         policy = lane.policy
         parked = await self._retried(
-            lambda connection: leases.park_exhausted(connection, lane.name, policy.tries, TRIES_EXHAUSTED)
+            lambda connection: outcomes.park_exhausted(connection, lane.name, policy.tries, TRIES_EXHAUSTED)
         )
         for identity in parked:
             log.warning("delivery parked", delivery_id=str(identity), reason="the last attempt had no answer")
         holds = policy.parked_holds
-        if await self._retried(lambda connection: leases.let_go(connection, lane.name, parked_holds=holds)):
+        if await self._retried(lambda connection: outcomes.let_go(connection, lane.name, parked_holds=holds)):
             lane.work.set()
 
     async def _cancel_gone(self, lane: _Running) -> None:
@@ -343,7 +343,7 @@ class Dispatcher:
         if known is None:
             return
         cancelled = await self._retried(
-            lambda connection: leases.cancel_gone(
+            lambda connection: pending.cancel_gone(
                 connection, lane.name, known, patience=_GONE_AFTER, reason=TARGET_GONE
             )
         )

@@ -114,10 +114,11 @@ class Notification:
     category: str
     template: str
     channels: tuple[str, ...]
-    subject: str
-    body: str
     trace_parent: str
     trace_state: str
+    # What it says in the app.
+    subject: str = ""
+    body: str = ""
     deliveries: tuple[Delivery, ...] = field(default=())
     # What it was rendered with; empty if it was not rendered.
     template_version: str = ""

@@ -73,10 +73,13 @@ class Source:
 
 
 class _Position(CursorStore):
-    """Where the feed goes on: always what the inbox has stored, which is why saving is nobody else's business."""
+    """Where the feed goes on: always what the inbox has stored, which is why saving is nobody else's business.
 
-    def __init__(self, cursor: Cursor) -> None:
-        self.cursor = cursor
+    `cursor` is what is `stored`, and knows the log even before anything of it is.
+    """
+
+    def __init__(self, stored: Cursor) -> None:
+        self.stored = self.cursor = stored
 
     async def load(self) -> str | None:
         return self.cursor.resume_token
@@ -157,14 +160,15 @@ class Follower:
 
     async def _follow_or_wait(self) -> None:
         """Follows the feed; waits a while, or for another cursor, once it cannot be followed."""
+        position = _Position(await self._read())
         try:
-            await self._follow()
+            await self._follow(position)
         except FeedError as error:
             reason = error.error.reason if isinstance(error, FeedRefusedError) else type(error).__name__
             self.refused = f"the user feed cannot be followed: {reason}"
             advice = _ADVICE.get(reason, f"look at the user service's log; {_RESET}")
             log.error("the user feed cannot be followed", error=f"{type(error).__name__}: {error}", do=advice)
-        stuck_at = await self._read()
+        stuck_at = position.stored
         until = asyncio.get_running_loop().time() + _REFUSED_PAUSE
         while asyncio.get_running_loop().time() < until:
             await asyncio.sleep(_LOOK_FOR_RESET)
@@ -181,19 +185,18 @@ class Follower:
             raise HoldLostError
         return cursor
 
-    async def _follow(self) -> None:
-        cursor = await self._read()
+    async def _follow(self, position: _Position) -> None:
+        cursor = position.cursor
         if cursor.log_id is None or cursor.resume_token is None:
-            cursor = replace(cursor, log_id=await self._log_id(cursor))
+            position.cursor = replace(cursor, log_id=await self._log_id(cursor))
         log.info("following the user feed", position=cursor.position, shard=self.hold.shard, of=self.hold.of)
-        position = _Position(cursor)
         batches, batch = await self._begin(position)
         async with aclosing(batches):
             while True:
                 async with self._storing:
                     self._storing_since = asyncio.get_running_loop().time()
                     try:
-                        position.cursor = await self._store(position.cursor, batch)
+                        position.stored = position.cursor = await self._store(position.cursor, batch)
                     finally:
                         self._storing_since = None
                 self.refused = ""

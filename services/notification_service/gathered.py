@@ -1,7 +1,7 @@
 """From a digest whose window is over to its notification: one mail that says all that was gathered.
 
-Pure: the same digest, items, templates and writer make the same ids and contents. What cannot be rendered makes a
-delivery without content that says why, as everywhere.
+Pure: the same digest, items, templates and writer make the same ids and contents. What cannot be read makes a delivery
+without content that says why, as what cannot be rendered does.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from datetime import UTC
 from typing import Any
 
 from notification_service import domain, views
-from notification_service.channels import Addressee, Draft, Writer
+from notification_service.channels import Addressee, Says
 from notification_service.domain import EMAIL, Notification
-from notification_service.templates import Rendered, RenderError, Templates
+from notification_service.plans import Plan
 from notification_service.windows import Window
 
 # What an item has of its own, in a template; the rest, of the last item, is the digest's, too.
@@ -28,51 +28,39 @@ def context(items: Sequence[Mapping[str, Any]], window: Mapping[str, Any], unsub
     return {**last, "items": list(items), "digest": dict(window), "unsubscribe_url": unsubscribe_url}
 
 
-def compose(
-    window: Window, items: Sequence[str], template: str, templates: Templates, writer: Writer, unsubscribe_url: str = ""
-) -> Notification:
+def plan(window: Window, items: Sequence[str], template: str, unsubscribe_url: str = "") -> Plan:
     """The notification that a digest becomes; `items` are the views that were gathered, at least one, and the link is
     empty if its mail has none.
     """
-    identity = domain.digest_notification_id(window.id)
-    used = templates.current
-    name, problem = "", ""
-    rendered: Rendered | None = None
+    seen: dict[str, Any] = {}
+    problem = ""
     try:
         digest = {"name": window.name, "open_time": window.open_time.astimezone(UTC)}
         seen = context([views.decode(one) for one in items], digest, unsubscribe_url)
         name = seen["name"]
-        rendered = used.render(template, seen, locale=window.locale, html=True)
-    except RenderError as error:
-        problem = str(error)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         # Another release has stored it.
-        problem = f"what was gathered cannot be read: {type(error).__name__}"
-
-    def say(which: str) -> Rendered:
-        if rendered is None:
-            raise RenderError(problem)
-        return rendered
-
-    # Who the item was for is in its view; to the writer there is one.
-    addressee = Addressee("current", name, window.target, unsubscribe_url)
-    draft = Draft(identity, window.category, "", [addressee], say, dict)
-    return Notification(
-        id=identity,
-        user_id=window.user_id,
-        event_id=window.event_id,
-        event_position=window.event_position,
-        rule=domain.digest_rule(window.name),
-        category=window.category,
-        template=template,
-        template_version=used.version,
-        time_zone=window.time_zone,
-        locale=rendered.locale if rendered else used.locale(template, window.locale, True),
-        channels=(EMAIL,),
-        subject="",
-        body="",
-        trace_parent=window.trace_parent,
-        trace_state=window.trace_state,
-        deliveries=tuple(writer.compose(draft)),
-        digest_id=window.id,
+        name, problem = "", f"what was gathered cannot be read: {type(error).__name__}"
+    return Plan(
+        Notification(
+            id=domain.digest_notification_id(window.id),
+            user_id=window.user_id,
+            event_id=window.event_id,
+            event_position=window.event_position,
+            rule=domain.digest_rule(window.name),
+            category=window.category,
+            template=template,
+            time_zone=window.time_zone,
+            channels=(EMAIL,),
+            trace_parent=window.trace_parent,
+            trace_state=window.trace_state,
+            digest_id=window.id,
+        ),
+        Says.HTML,
+        window.locale,
+        # Who the items were for is in their views; to the writer there is one.
+        {"current": Addressee("current", name, window.target, unsubscribe_url)},
+        lambda *_: seen,
+        dict,
+        problem=problem,
     )

@@ -19,7 +19,8 @@ import psycopg
 from notification_service import metrics, tracing, windows
 from notification_service.compose import Composer
 from notification_service.domain import Cursor, Hold, Notification
-from notification_service.store import digests, feed
+from notification_service.store import digests, feed, writes
+from notification_service.store.recipients import Deletion
 from servicekit import telemetry
 from servicekit.database import Connection
 from tidings.client import Batch, shard_of
@@ -99,11 +100,11 @@ class Inbox:
             since=None,
         )
         gone = (one for one in batch.events if one.type == users_pb2.UserEvent.DELETED and _is_news(one, cursor.floors))
-        deleted = {uuid.UUID(one.user.id): feed.Deletion(one.position, one.user.version) for one in gone}
+        deleted = {uuid.UUID(one.user.id): Deletion(one.position, one.user.version) for one in gone}
         made = await self._gather(connection, new, {user: one.position for user, one in deleted.items()})
         time = batch.events[-1].commit_time.ToDatetime(tzinfo=UTC) if batch.events else None
         head = max(batch.head_position, batch.position)
-        stored = await feed.write_inbox(
+        stored = await writes.write_inbox(
             connection, locked, made, after, position_time=time, head_position=head, deleted=deleted
         )
         if stored is None:

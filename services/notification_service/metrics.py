@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from notification_service.domain import CARRIERS, Hold, Result
@@ -107,6 +107,24 @@ RECIPIENTS_LAG = Gauge(
     "Positions between the user feed's head, as it was last told, and what this service's own copy of the users has. "
     "Of the replica that keeps the copy.",
 )
+RECIPIENTS_LAG_TIME = Gauge(
+    "tidings.recipients.lag.time",
+    "s",
+    "The age of the first event that was received for this copy and is not in it; while none is received but the head "
+    "is ahead, the age of the last that is in it; else 0. Of the replica that keeps the copy.",
+)
+RECIPIENTS_SILENCE = Gauge(
+    "tidings.recipients.silence",
+    "s",
+    "For how long nothing was stored for this copy, neither news nor a part of a snapshot nor that there is no news, "
+    "as of 10 s ago at most.",
+)
+REMOVED = Counter(
+    "tidings.retention.removed",
+    "{row}",
+    "What was kept for as long as it is, and was removed: `notifications`, `sends`, `digests`, `deleted_users`.",
+    "tidings.retention.kind",
+)
 SENDS = Gauge("tidings.sends", "{send}", "Sends by state, as of 10 s ago at most.", "tidings.send.state")
 SEND_RECIPIENTS = Counter(
     "tidings.send.recipients",
@@ -141,6 +159,9 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     TEMPLATES_REFUSED,
     UNSUBSCRIBES,
     RECIPIENTS_LAG,
+    RECIPIENTS_LAG_TIME,
+    RECIPIENTS_SILENCE,
+    REMOVED,
     SENDS,
     SEND_RECIPIENTS,
     DIGESTS_OPEN,
@@ -156,7 +177,7 @@ _commit_to_processed = COMMIT_TO_PROCESSED.of()
 
 
 class _Place:
-    """How far a shard is that this process follows. Times are in seconds since 1970."""
+    """How far a shard, or the copy of the users, is that this process follows. Times are in seconds since 1970."""
 
     def __init__(self, position: int) -> None:
         self.position = position
@@ -304,27 +325,59 @@ class _Recipients:
     """How far the copy of the users is, if this process keeps it."""
 
     def __init__(self) -> None:
-        self.lag: int | None = None
+        self.place: _Place | None = None
 
 
 _recipients = _Recipients()
-RECIPIENTS_LAG.read_one(lambda: _recipients.lag)
+RECIPIENTS_LAG.read_one(lambda: _recipients.place.lag_events() if _recipients.place else None)
+RECIPIENTS_LAG_TIME.read_one(lambda: _recipients.place.lag_time() if _recipients.place else None)
 
 
-def recipients_at(position: int | None, head: int) -> None:
-    """The copy of the users, kept here, is as of a position; None if it is not whole yet."""
-    _recipients.lag = max(head - (position or 0), 0)
+@contextmanager
+def copying(position: int | None, batch: Batch, *, inside: bool) -> Iterator[Callable[[int | None], None]]:
+    """Measures a batch that is stored in the copy of the users, which is as of a position, None if it is not whole yet.
+    Gives whom to tell the position afterwards. What fails stays in hand. Of what is `inside` of a snapshot the times
+    say nothing.
+    """
+    times = [] if inside else [_committed(event) for event in batch.events]
+    place = _recipients.place = _recipients.place or _Place(position or 0)
+    place.position, place.head = position or 0, max(batch.head_position, batch.position)
+    place.in_hand = times[0] if times else None
+
+    def stored(after: int | None) -> None:
+        place.position, place.in_hand, place.last = after or 0, None, times[-1] if times else place.last
+
+    yield stored
 
 
 def recipients_left() -> None:
     """This process does not keep the copy of the users any more."""
-    _recipients.lag = None
+    _recipients.place = None
+
+
+def removed(**counts: int) -> None:
+    """So many rows of each kind were removed, for they are no longer kept."""
+    for kind, count in counts.items():
+        REMOVED.of(kind).add(count)
 
 
 def expanded(**outcomes: int) -> None:
     """So many recipients of a send were passed, by what came of each."""
     for outcome, count in outcomes.items():
         SEND_RECIPIENTS.of(outcome).add(count)
+
+
+class Copy:
+    """How the copy of the users stands, as the database was last asked."""
+
+    def __init__(self) -> None:
+        # Since when it is silent, by `time.monotonic`; None before anybody has begun to keep it.
+        self._since: float | None = None
+        RECIPIENTS_SILENCE.read_one(lambda: None if self._since is None else time.monotonic() - self._since)
+
+    def found(self, silence: float | None) -> None:
+        """Takes for how many seconds nothing was stored."""
+        self._since = None if silence is None else time.monotonic() - silence
 
 
 class Sends:

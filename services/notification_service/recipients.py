@@ -177,11 +177,13 @@ class Recipients:
         async with aclosing(self._source.open(place)) as batches:
             async for batch in batches:
                 self._storing_since = asyncio.get_running_loop().time()
+                inside = place.held.inside or batch.snapshot is not None
                 try:
-                    place.held = await self._store(place.held, batch)
+                    with metrics.copying(place.held.position, batch, inside=inside) as stored:
+                        place.held = await self._store(place.held, batch)
+                        stored(place.held.position)
                 finally:
                     self._storing_since = None
-                metrics.recipients_at(place.held.position, max(batch.head_position, batch.position))
                 if batch.events or batch.snapshot:
                     self._moved()
 
@@ -190,7 +192,7 @@ class Recipients:
         if batch.snapshot == "end":
             # The answer is of the log whose snapshot this was: of another the token would have been refused.
             log_id = await self._source.log_id()
-            await self._sweep(held)
+            await self._sweep(held, batch.position)
         async with self._pool.connection() as connection:
             after = await store.store(
                 connection,
@@ -207,11 +209,11 @@ class Recipients:
             log.info("the copy of the users is whole", position=batch.position, snapshot=after.snapshot)
         return after
 
-    async def _sweep(self, held: Held) -> None:
+    async def _sweep(self, held: Held, position: int) -> None:
         after: uuid.UUID | None = store.NOBODY
         while after is not None:
             async with self._pool.connection() as connection:
-                after = await store.sweep(connection, held, after)
+                after = await store.sweep(connection, held, after, position)
 
     async def drain(self) -> None:
         """Leaves the copy to other replicas."""

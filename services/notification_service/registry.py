@@ -14,12 +14,11 @@ import psycopg
 
 from notification_service.destinations import Destination, State, id_in
 from notification_service.store import endpoints as store
-from servicekit import logs, tasks
+from servicekit import database, logs
 from servicekit.database import Connection, Pool
 
 log = logs.get(__name__)
 
-_LONGEST_PAUSE = 2.0
 _LONGEST_ANSWER = 200
 
 
@@ -59,12 +58,6 @@ class Endpoints:
     def paused_targets(self) -> list[str]:
         """Targets of deliveries that wait: their endpoints are disabled."""
         return [one.target for one in self._by_target.values() if one.state is State.DISABLED]
-
-    def gone_targets(self) -> list[str]:
-        """Targets whose endpoints were deleted since this process started. An attempt at any other that does not
-        exist is refused all the same.
-        """
-        return sorted(self._gone)
 
     async def loaded(self) -> None:
         """Returns when the endpoints have been read for the first time."""
@@ -126,15 +119,6 @@ class Endpoints:
 
     async def run(self, every: float) -> None:
         """Keeps up with the database, looking every so many seconds."""
-        pause = 0.05
         while True:
-            tasks.beat()
-            try:
-                await self._refresh()
-                pause = 0.05
-            except psycopg.OperationalError as error:
-                log.warning("endpoints cannot be read", error=str(error).strip(), retry_seconds=pause)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
-                continue
+            await database.insist(self._refresh, "endpoints cannot be read")
             await asyncio.sleep(every)

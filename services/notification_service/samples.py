@@ -41,19 +41,23 @@ def _user(email: str) -> dict[str, Any]:
 
 
 def view(given: Mapping[str, Any], event_type: str) -> tuple[dict[str, Any], str]:
-    """What a template sees, but for whom it is said to, and which address that is. Raises INVALID_FIELD."""
-    base: dict[str, Any] = {
-        "user": _user("ada@example.com"),
-        "previous": None if event_type == "CREATED" else _user("ada@old.example"),
-        "event": {
-            "type": event_type,
-            "time": datetime.fromisoformat(_NOW),
-            "position": 1,
-            "changed_fields": ["email"] if event_type == "UPDATED" else [],
-            "actor": "",
-        },
-        "unsubscribe_url": "",
-    }
+    """What a template sees, but for whom it is said to, and which address that is: of an event or, if `params` are
+    given, of a send. Raises INVALID_FIELD.
+    """
+    base: dict[str, Any] = {"user": _user("ada@example.com"), "params": {}, "unsubscribe_url": ""}
+    if "params" not in given:
+        base = {
+            "user": base["user"],
+            "previous": None if event_type == "CREATED" else _user("ada@old.example"),
+            "event": {
+                "type": event_type,
+                "time": datetime.fromisoformat(_NOW),
+                "position": 1,
+                "changed_fields": ["email"] if event_type == "UPDATED" else [],
+                "actor": "",
+            },
+            "unsubscribe_url": "",
+        }
     violations: list[Violation] = []
     which = given.get("recipient", "current")
     if which not in _WHICH:
@@ -62,7 +66,7 @@ def view(given: Mapping[str, Any], event_type: str) -> tuple[dict[str, Any], str
         if key == "recipient":
             continue
         if key not in base:
-            known = "user, previous, event, recipient, unsubscribe_url"
+            known = ", ".join((*base, "recipient", *(() if "params" in base else ("params",))))
             violations.append(Violation(f"sample.{key}", f"is none of {known}"))
         elif key == "unsubscribe_url":
             if isinstance(value, str):
@@ -73,11 +77,13 @@ def view(given: Mapping[str, Any], event_type: str) -> tuple[dict[str, Any], str
             base[key] = None
         elif not isinstance(value, Mapping):
             violations.append(Violation(f"sample.{key}", "must be an object"))
+        elif key == "params":
+            base[key] = dict(value)
         else:
             if base[key] is None:
                 base[key] = _user("ada@old.example")
             violations += _merge(base[key], value, f"sample.{key}")
-    if which == "previous" and base["previous"] is None:
+    if which == "previous" and base.get("previous") is None:
         violations.append(Violation("sample.recipient", "is previous, and the sample has no previous user"))
     if violations:
         raise invalid(*violations)

@@ -21,8 +21,7 @@ from typing import TypeVar
 from notification_service import metrics, sent
 from notification_service.compose import Composer
 from notification_service.domain import Notification, Order, Person
-from notification_service.sent import SkippedError
-from notification_service.store import recipients, sends
+from notification_service.store import audience, recipients, sends, settling
 from notification_service.store.sends import DeletedMeanwhileError, Page, TurnLostError
 from notification_service.templates import Loaded, RenderError
 from servicekit import database, logs, tasks
@@ -32,9 +31,11 @@ log = logs.get(__name__)
 
 _T = TypeVar("_T")
 
-# Recipients of a page, and how many are rendered in a thread at a time.
+# Recipients of a page, and how many are composed at a time: at first the fewest, then twice as many each time up to the
+# most. So a template that takes long is noticed early, and what comes next takes about as long as all before it. Where
+# it took longer, and the turn was lost over it, it is the fewest each time.
 _PAGE = 200
-_PEOPLE_PER_TURN = 8
+_FEWEST, _MOST = 8, 64
 # What part of a turn composing may take before the page is stored as far as it is.
 _SHARE_OF_TURN = 0.25
 _LONGEST_PAUSE = 2.0
@@ -77,6 +78,8 @@ class Sender:
         self._draining = False
         # Sends and the versions of templates that were tried out.
         self._tried: set[tuple[uuid.UUID, str]] = set()
+        # Sends whose turn was lost while a page was made.
+        self._lost: set[uuid.UUID] = set()
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -115,6 +118,9 @@ class Sender:
             page = await self._made(order, templates)
         except TurnLostError:
             log.info("the turn of a send is over", send_id=str(order.id))
+            if len(self._lost) >= _MOST_REMEMBERED:
+                self._lost.clear()
+            self._lost.add(order.id)
         except database.AWAY as error:
             # Whoever has the next turn makes the page.
             log.warning("sends: database not reachable", error=str(error).strip())
@@ -164,14 +170,15 @@ class Sender:
         until = loop.time() + self._turn * _SHARE_OF_TURN
         made: list[Notification] = []
         skipped: Counter[str] = Counter()
-        upto, done, left = found.upto, found.done, len(found.people)
-        for first in range(0, len(found.people), _PEOPLE_PER_TURN):
+        upto, done, left = found.upto, found.done, found.people
+        size, most = _FEWEST, _FEWEST if order.id in self._lost else _MOST
+        while left:
             tasks.beat()
-            some = found.people[first : first + _PEOPLE_PER_TURN]
-            composed, reasons = await asyncio.to_thread(self._compose_some, order, some, templates)
+            some, left = left[:size], left[size:]
+            composed, reasons = await asyncio.to_thread(sent.notifications, order, some, templates, self._composer)
             made += composed
             skipped.update(reasons)
-            left -= len(some)
+            size = min(2 * size, most)
             if left and loop.time() > until:
                 upto, done = some[-1].user_id, False
                 break
@@ -181,27 +188,16 @@ class Sender:
         skipped["deleted"] += len(deleted)
         return Page(made, upto, done, unknown, skipped)
 
-    def _compose_some(
-        self, order: Order, people: Sequence[Person], templates: Loaded
-    ) -> tuple[list[Notification], list[str]]:
-        made, reasons = [], []
-        for person in people:
-            try:
-                made.append(sent.notification(order, person, templates, self._composer))
-            except SkippedError as skipped:
-                reasons.append(str(skipped))
-        return made, reasons
-
     async def _settle_one(self) -> bool:
         """Looks at a cancelled send of which something may be pending; whether there was one."""
-        identity = await self._retried(sends.unsettled)
+        identity = await self._retried(settling.unsettled)
         if identity is None:
             return False
         left, after = 0, 0
         while True:
             tasks.beat()
             upto, ended, pending = await self._retried(
-                lambda connection, after=after: sends.settle(connection, identity, after)  # type: ignore[misc]
+                lambda connection, after=after: settling.settle(connection, identity, after)  # type: ignore[misc]
             )
             left += pending
             if ended:
@@ -210,7 +206,7 @@ class Sender:
                 break
             after = upto
         if not left:
-            await self._retried(lambda connection: sends.settled(connection, identity))
+            await self._retried(lambda connection: settling.settled(connection, identity))
         return True
 
     async def _retried(self, action: Callable[[Connection], Awaitable[_T]]) -> _T:
@@ -223,7 +219,7 @@ async def settle_now(connection: Connection, identity: uuid.UUID) -> None:
     """
     after: int | None = 0
     for _ in range(_SETTLED_BY_CALL):
-        after, _, _ = await sends.settle(connection, identity, after or 0)
+        after, _, _ = await settling.settle(connection, identity, after or 0)
         if after is None:
             return
 
@@ -231,11 +227,11 @@ async def settle_now(connection: Connection, identity: uuid.UUID) -> None:
 async def _read(connection: Connection, order: Order) -> _Found:
     """The next recipients of a send."""
     if order.user_ids is None:
-        page = await recipients.page(connection, order.filter or {}, order.passed or recipients.NOBODY, _PAGE)
+        page = await audience.page(connection, order.filter or {}, order.passed or recipients.NOBODY, _PAGE)
         return _Found(page.people, page.upto or recipients.EVERYBODY, page.upto is None)
     ids = sorted(one for one in order.user_ids if order.passed is None or one > order.passed)
     some = ids[:_PAGE]
-    people, deleted = await recipients.of_ids(connection, some)
+    people, deleted = await audience.of_ids(connection, some)
     known = {one.user_id for one in people} | deleted
     unknown = [one for one in some if one not in known]
     return _Found(people, some[-1] if some else order.passed, len(some) == len(ids), unknown, sorted(deleted))

@@ -12,7 +12,7 @@ from pydantic_settings import SettingsConfigDict
 
 from notification_service import egress
 from servicekit.addresses import is_loopback
-from servicekit.settings import OptionalDirectory, OptionalFile, ServerSettings, variable
+from servicekit.settings import OptionalDirectory, OptionalFile, OptionalPath, ServerSettings, variable
 
 # Nothing that would end a header's `<...>`, and no user, query or fragment.
 _BASE_URL = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
@@ -96,11 +96,27 @@ class NotificationServiceSettings(ServerSettings):
         "",
         description="base URL by which recipients reach HTTP_LISTEN: mails have links to unsubscribe by; none if empty",
     )
-    link_keys_file: OptionalFile = Field(
-        None, description="file of the keys that sign these links, one a line, base64 of 32 bytes; the first signs"
+    link_keys_file: OptionalPath = Field(
+        None,
+        description="file of the keys that sign these links, one a line, base64 of 32 bytes; the first signs; read "
+        "only with PUBLIC_URL",
     )
     http_listen: str = Field(
         "127.0.0.1:8090", description="address to serve these links' pages on, in the clear; only with PUBLIC_URL"
+    )
+
+    notifications_kept: float = Field(
+        365 * 86_400.0,
+        ge=86_400,
+        le=100 * 365 * 86_400.0,
+        description="how long notifications, sends and digests are kept; longer than the user service keeps events, "
+        "seconds",
+    )
+    deleted_kept: float = Field(
+        30 * 86_400.0,
+        ge=86_400,
+        le=100 * 365 * 86_400.0,
+        description="how long it is kept that a user was deleted, at least, seconds",
     )
 
     query_connections: int = Field(8, ge=1, le=64, description="connections for reads at most")
@@ -151,9 +167,10 @@ class NotificationServiceSettings(ServerSettings):
 
     @model_validator(mode="after")
     def _signs_its_links(self) -> Self:
-        if self.public_url and self.link_keys_file is None:
+        if self.public_url and (self.link_keys_file is None or not self.link_keys_file.is_file()):
             url, keys = (variable(type(self), name) for name in ("public_url", "link_keys_file"))
-            raise ValueError(f"{url}: needs {keys}: the links are signed")
+            there = f", and there is no file {self.link_keys_file}" if self.link_keys_file else ""
+            raise ValueError(f"{url}: needs {keys}: the links are signed{there}")
         return self
 
     @field_validator("webhook_networks")

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
-SCHEMA_REVISION = "0010"
+SCHEMA_REVISION = "0011"
 
 NAMING = {
     "ix": "%(table_name)s_%(column_0_N_name)s_idx",
@@ -55,6 +55,8 @@ inbox = Table(
     # How many notifications and deliveries there are, which is the position of the newest of each.
     Column("notification_position", BigInteger, nullable=False, server_default=text("0")),
     Column("delivery_position", BigInteger, nullable=False, server_default=text("0")),
+    # How many deliveries were removed when their time was over that had ended other than by being delivered.
+    Column("removed", BigInteger, nullable=False, server_default=text("0")),
     # The identity of this log of notifications: drawn once, and never changed.
     Column("notification_log_id", UUID(as_uuid=True), nullable=False, server_default=text("gen_random_uuid()")),
     # When a subscriber last stored something: replicas that stand by judge by it whether there is one.
@@ -377,7 +379,11 @@ recipients = Table(
     Column("delete_time", DateTime(timezone=True)),
     # The snapshot that has named the user last, or that was the newest one when a change did.
     Column("snapshot", BigInteger, nullable=False, server_default=text("0")),
+    # Of a user who is deleted: the position of the feed at which that was known. Null where nobody said.
+    Column("delete_position", BigInteger),
 )
+# Whose time may be over.
+Index("recipients_deleted_idx", recipients.c.delete_time, postgresql_where=recipients.c.delete_time.is_not(None))
 
 # At most one row, made by the service: how far the copy is, and which replica follows the user feed for it.
 recipients_feed = Table(
@@ -466,6 +472,8 @@ sends = Table(
 # What the sender takes from: small however many sends have ended.
 Index("sends_due_idx", sends.c.send_time, postgresql_where=text("state IN (1, 2)"))
 Index("sends_unsettled_idx", sends.c.id, postgresql_where=text("state = 4 AND NOT settled"))
+# Whose time may be over.
+Index("sends_ended_idx", sends.c.end_time, postgresql_where=sends.c.end_time.is_not(None))
 
 # Mails to one address that are gathered until their window closes, and then go out as one.
 digests = Table(
@@ -522,6 +530,8 @@ Index(
 Index("digests_due_idx", digests.c.close_time, postgresql_where=digests.c.state == text("1"))
 Index("digests_open_idx", digests.c.state, digests.c.position, postgresql_where=digests.c.state != text("2"))
 Index("digests_notification_idx", digests.c.notification_id, postgresql_where=digests.c.notification_id.is_not(None))
+# Whose time may be over.
+Index("digests_ended_idx", digests.c.end_time, postgresql_where=digests.c.end_time.is_not(None))
 
 # What was gathered, with all that its mail needs.
 digest_items = Table(

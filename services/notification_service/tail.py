@@ -18,18 +18,13 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psycopg
-
 from notification_service.store import in_app, reads
-from servicekit import logs, tasks
+from servicekit import database
 from servicekit.database import Pool
 from tidings.notifications.v1 import notifications_pb2
 
-log = logs.get(__name__)
-
 _PAGE = 1000
 _WINDOW = 2000
-_LONGEST_PAUSE = 2.0
 
 
 class Tail:
@@ -74,18 +69,9 @@ class Tail:
 
     async def run(self) -> None:
         """Keeps up with the head."""
-        pause = 0.05
         while True:
-            tasks.beat()
             self._hint.clear()
-            try:
-                await self._read()
-                pause = 0.05
-            except psycopg.OperationalError as error:
-                log.warning("notifications cannot be read", error=str(error).strip(), retry_seconds=pause)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
-                continue
+            await database.insist(self._read, "notifications cannot be read")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_interval):
                     await self._hint.wait()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import islice
 
 from opentelemetry import trace
@@ -31,16 +32,21 @@ _PROCESS: dict[str, str | int] = {
 }
 
 _tracer = trace.get_tracer(__name__)
-_enabled = telemetry.enabled()
 
 # The processing of each sampled event, by the event's id.
 Spans = Mapping[str, Span]
 
 
+@cache
+def _enabled() -> bool:
+    """What the environment says, which is asked only once."""
+    return telemetry.enabled()
+
+
 @contextmanager
 def processing(events: Sequence[users_pb2.UserEvent]) -> Iterator[Spans]:
     """The spans of the sampled events of a batch."""
-    spans = _process_spans(events) if _enabled else {}
+    spans = _process_spans(events) if _enabled() else {}
     try:
         yield spans
     except BaseException as error:
@@ -106,7 +112,7 @@ class Attempt:
 @contextmanager
 def attempt(leased: Leased) -> Iterator[Attempt]:
     """The span of one delivery attempt, if the change that it tells of is sampled."""
-    parent = telemetry.extract(leased.trace_parent, leased.trace_state) if _enabled else Context()
+    parent = telemetry.extract(leased.trace_parent, leased.trace_state) if _enabled() else Context()
     if not trace.get_current_span(parent).get_span_context().trace_flags.sampled:
         yield Attempt(leased.trace_parent, leased.trace_state, trace.INVALID_SPAN)
         return

@@ -112,17 +112,26 @@ def pool(url: str, application: str, *, size: int, **session: str | int) -> Pool
     )
 
 
-async def persist(pool: Pool, action: Callable[[Connection], Awaitable[_T]], away: str) -> _T:
-    """Does something in the database, as often as it takes to reach it; each try is a heartbeat of its background loop.
-    The log says `away` whenever it is not.
+async def insist(action: Callable[[], Awaitable[_T]], away: str) -> _T:
+    """Does something that needs the database, as often as it takes to reach it; each try is a heartbeat of its
+    background loop. The log says `away` whenever it is not reached.
     """
     pause = _FIRST_PAUSE
     while True:
         tasks.beat()
         try:
-            async with pool.connection() as connection:
-                return await action(connection)
+            return await action()
         except AWAY as error:
             log.warning(away, error=str(error).strip(), retry_seconds=pause)
         await asyncio.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+async def persist(pool: Pool, action: Callable[[Connection], Awaitable[_T]], away: str) -> _T:
+    """Insists on something with a connection of a pool, which may be another at each try."""
+
+    async def once() -> _T:
+        async with pool.connection() as connection:
+            return await action(connection)
+
+    return await insist(once, away)

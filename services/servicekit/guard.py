@@ -18,12 +18,10 @@ from grpc_status import rpc_status
 
 from servicekit import logs, metrics, telemetry, tracing
 from servicekit.callers import Call, Source, admit
+from servicekit.ending import code_of
 from servicekit.errors import DOMAIN, ServiceError
 
 log = logs.get(__name__)
-
-_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
-_CLOSE = 0.05  # seconds before a deadline
 
 
 def _packed(detail: Any) -> any_pb2.Any:
@@ -60,17 +58,6 @@ def _unexpected(method: str, error: Exception) -> ServiceError:
     return ServiceError("internal error; the server's log says more")
 
 
-def _code(error: BaseException, context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """The status of a call that an error ended which is none of ours."""
-    if isinstance(error, grpc.aio.BaseError):
-        return _CODES.get(context.code(), "UNKNOWN")  # type: ignore[call-overload,no-any-return] # a number, or a code
-    if isinstance(error, Exception):
-        return "INTERNAL"
-    # The caller has gone, or its time is over, which it may have noticed before.
-    left = context.time_remaining()
-    return "CANCELLED" if left is None or left > _CLOSE else "DEADLINE_EXCEEDED"
-
-
 def _guard_unary(source: Source, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     async def admitted(request: Any, call: Call) -> Any:
         try:
@@ -90,10 +77,10 @@ def _guard_unary(source: Source, method: str, behaviour: Callable[..., Awaitable
         try:
             return await answer(request, Call(context))
         except ServiceError as error:
-            code = error.code
+            code = code_of(error, context)
             await abort(context, error)
         except BaseException as error:
-            code = _code(error, context)
+            code = code_of(error, context)
             raise
         finally:
             ended(code, began)
@@ -115,10 +102,10 @@ def _guard_stream(source: Source, method: str, behaviour: Callable[..., AsyncIte
             async for message in behaviour(request, call):
                 yield message
         except ServiceError as error:
-            code = error.code
+            code = code_of(error, context)
             await abort(context, error)
         except BaseException as error:
-            code = _code(error, context)
+            code = code_of(error, context)
             if isinstance(error, grpc.aio.BaseError) or not isinstance(error, Exception):
                 raise
             await abort(context, _unexpected(method, error))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import aio as reflection
 
-from servicekit import guard, logs, metrics
+from servicekit import guard, logs, metrics, tasks
 from servicekit.addresses import is_loopback
 from servicekit.callers import Call, anyone
 from servicekit.entrance import Entrance
@@ -124,9 +123,7 @@ async def open_door(entrance: Entrance, health: Health) -> AsyncIterator[Door | 
     if len(bound) < len(wanted):
         yield None
         return
-    stop = asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    stop = tasks.told_to_stop()
     servers = tuple(one for one, *_ in wanted.values())
     for one in servers:
         await one.start()
@@ -220,12 +217,7 @@ async def serve(
     if entrance.credentials is None and not is_loopback(entrance.address):
         log.warning("without TLS beyond this machine: something else must encrypt", address=entrance.address)
 
-    waits = [asyncio.create_task(door.stop.wait()), asyncio.create_task(background.failed.wait())]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-
-    log.info("stopping", reason=f"{background.failure} died" if background.failure else "signal")
+    await background.until_over(door.stop)
     health.close()
     await drain()
     if finish is not None:

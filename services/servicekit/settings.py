@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
@@ -27,6 +28,8 @@ from servicekit.addresses import is_loopback
 
 _EMPTY_IS_UNSET = BeforeValidator(lambda value: None if value == "" else value)
 OptionalFile = Annotated[FilePath | None, _EMPTY_IS_UNSET]
+# One that need not be there yet.
+OptionalPath = Annotated[Path | None, _EMPTY_IS_UNSET]
 OptionalDirectory = Annotated[DirectoryPath | None, _EMPTY_IS_UNSET]
 
 _HOST_AND_PORT = re.compile(r"(?:\[[^\[\]]+\]|[^:\[\]]+):(\d{1,5})")

@@ -13,6 +13,7 @@ whole process did not run is not held against its loops.
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -119,6 +120,14 @@ class Background:
         for one in self._beats:
             one.last += seconds
 
+    async def until_over(self, told: asyncio.Event, *others: asyncio.Future[Any]) -> None:
+        """Returns when the process is told to stop, a loop has died or one of the others has ended; the log says so."""
+        waits = [asyncio.create_task(told.wait()), asyncio.create_task(self.failed.wait())]
+        await asyncio.wait([*waits, *others], return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        log.info("stopping", reason=f"{self.failure} died" if self.failure else "signal")
+
     async def stop(self) -> None:
         """Cancels every loop and waits for its clean-up."""
         self._stopping = True
@@ -132,6 +141,14 @@ async def _begun(loop: Coroutine[Any, Any, None], made: _Beat | None) -> None:
     telemetry.suppress()
     _beat.set(made)
     await loop
+
+
+def told_to_stop() -> asyncio.Event:
+    """What is set once the process gets SIGTERM or SIGINT."""
+    told = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, told.set)
+    return told
 
 
 def wake(waiter: asyncio.Future[None]) -> None:

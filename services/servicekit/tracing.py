@@ -5,7 +5,6 @@ A unary call is one span. A stream is none: it may last for weeks, and what it c
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from servicekit import telemetry
 from servicekit.callers import Call
+from servicekit.ending import code_of
 from servicekit.errors import ServiceError
 
 _LONGEST_STATE = 512  # what W3C Trace Context asks implementations to carry at least
@@ -41,16 +41,9 @@ def traced(method: str, behaviour: Callable[[Any, Call], Awaitable[Any]]) -> Cal
         code = "OK"
         try:
             return await behaviour(request, call)
-        except ServiceError as error:
-            code = error.code
-            _fail(span, code, error.reason)
-            raise
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except Exception as error:
-            code = "INTERNAL"
-            _fail(span, code, type(error).__qualname__)
+        except BaseException as error:
+            code = code_of(error, call)
+            _fail(span, code, error)
             raise
         finally:
             if span.is_recording():
@@ -63,8 +56,13 @@ def traced(method: str, behaviour: Callable[[Any, Call], Awaitable[Any]]) -> Cal
     return in_span
 
 
-def _fail(span: Span, code: str, reason: str) -> None:
+def _fail(span: Span, code: str, error: BaseException) -> None:
+    if code == "CANCELLED":
+        # The caller has gone: nothing failed.
+        return
     # Without the message, which may name a user.
+    named = type(error).__qualname__ if isinstance(error, Exception) else code
+    reason = error.reason if isinstance(error, ServiceError) else named
     span.set_attribute("error.type", reason)
     if code in _FAULTS:
         span.set_status(Status(StatusCode.ERROR, reason))

@@ -67,6 +67,14 @@ async def test_suppressions(tidings: Tidings) -> None:
     assert (ran.code, ran.out, ran.err) == (0, "ada@example.com is suppressed\n", "")
     ran = await tidings("suppressions", "add", "ada@example.com")
     assert (ran.code, "ada@example.com is suppressed: BOUNCED" in ran.err) == (5, True)
+    ran = await tidings("suppressions", "get", "ADA@example.com")
+    assert [line.split(maxsplit=1)[1] for line in ran.out.splitlines()[1:]] == [
+        "email", "ada@example.com", "bounced", "full"
+    ]  # fmt: skip
+    ran = await tidings("suppressions", "get", "ada@example.com", "--json")
+    assert (json.loads(ran.out)["target"], json.loads(ran.out)["reason"]) == ("ada@example.com", "BOUNCED")
+    ran = await tidings("suppressions", "get", "bob@example.com")
+    assert (ran.code, "bob@example.com is not suppressed" in ran.err) == (4, True)
     await tidings("suppressions", "add", "bob@example.com")
     ran = await tidings("suppressions", "list", "--reason", "bounced", "--json")
     assert [json.loads(line)["target"] for line in ran.out.splitlines()] == ["ada@example.com"]

@@ -48,6 +48,7 @@ async def test_templates(tidings: Tidings, at: str, tmp_path: Path) -> None:
     code, out, _ = await ran("list")
     assert code == 0
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [
+        ["announcement", "-"],
         ["digest", "-"],
         ["email-changed", "-"],
         ["goodbye", "-"],
@@ -59,6 +60,8 @@ async def test_templates(tidings: Tidings, at: str, tmp_path: Path) -> None:
     assert (code, out) == (0, "Welcome, Bob\n")
     code, out, _ = await ran("preview", "digest", "--part", "text", "--sample", '{"user": {"display_name": "Bob"}}')
     assert (code, out.startswith("Hello Bob,"), out.count("\n- ")) == (0, True, 2)
+    params = '{"params": {"subject": "Rain", "text": "Today."}}'
+    assert (await ran("preview", "announcement", "--part", "subject", "--sample", params))[:2] == (0, "Rain\n")
     assert (await ran("preview", "absent"))[0] == 4
     assert (await ran("preview", "welcome", "--sample", "[]"))[0] == 2
     code, _, err = await ran("send-test", "welcome", "--to", "ada@example.com")

@@ -1,4 +1,5 @@
-"""Programs with plain threads that use `tidings.client.sync`: `python -m tests.client.plain NAME ADDRESS`.
+"""Programs with plain threads that use `tidings.client.sync`: `python -m tests.client.plain NAME ADDRESS [ADDRESS]`,
+the user service's and, for some, the notification service's.
 
 Each has a process of its own, for the client's event loop and that of the tests would disturb each other in gRPC. A
 program that ends with an AssertionError, or not at all, has failed.
@@ -22,6 +23,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tidings.client import ApiError, BadTokenError, Batch, MemoryCursor, TidingsError, User, sync
+from tidings.notifications.v1.endpoints_pb2 import Endpoint
+from tidings.notifications.v1.in_app_pb2 import UpdateInAppNotificationsRequest
+from tidings.notifications.v1.preferences_pb2 import Preferences
+from tidings.notifications.v1.sends_pb2 import Send
 
 _names = (f"u-{uuid.uuid4().hex[:12]}" for _ in itertools.count())
 
@@ -326,6 +331,44 @@ def left_open(address: str) -> None:
     globals()["_left"] = (channel, batches)
 
 
+def notified(address: str, notifications: str) -> None:
+    """What becomes of a change is read, changed and followed with every client of the notification service."""
+    with sync.connect(address) as channel:
+        name = next(_names)
+        user = sync.Users(channel).create(User(username=name, email=f"{name}@example.com"))
+    with sync.connect(notifications) as channel:
+        cursor = ThreadBound()
+        feed = iter(sync.NotificationFeed(channel, cursor=cursor, user_id=user.id))
+        [welcome] = next(feed).events
+        feed.close()
+        inbox, said = sync.InApp(channel, user.id), sync.Notifications(channel)
+        assert inbox.change(UpdateInAppNotificationsRequest.READ, [welcome.id]).counts.unread == 0
+        counts = iter(inbox.watch(cursor=MemoryCursor(), start="earliest"))
+        assert next(counts).in_app_counts == inbox.counts()
+        counts.close()
+        assert [one.id for one in inbox.list()] == [one.id for one in said.list(user_id=user.id)] == [welcome.id]
+        assert {one.notification_id for one in said.deliveries(user_id=user.id)} == {welcome.id}
+        assert said.explain(notification_id=welcome.id)
+        assert said.inbox().log_id
+
+        preferences = sync.Preferences(channel)
+        preferences.suppress(user.email)
+        assert [one.target for one in preferences.suppressions(target=user.email)] == [user.email]
+        assert preferences.suppression(user.email) == preferences.unsuppress(user.email)
+        assert preferences.update(Preferences(user_id=user.id, channels={"email": False}), ["channels"]).version == 1
+        assert "welcome" in [one.name for one in sync.Templates(channel).list()]
+        asked = Send(template="announcement", category="news", channels=["in_app"])
+        asked.params.update({"subject": "Rain", "text": "Today."})
+        asked.recipients.user_ids.ids.append(user.id)
+        sent = sync.Sends(channel).create(asked)
+        assert [one.state for one in sync.Sends(channel).watch(sent.id, every=0.05)][-1] == Send.SENT
+        endpoints = sync.WebhookEndpoints(channel)
+        endpoint, _ = endpoints.create(Endpoint(name=name, url="https://hooks.example.com/"))
+        assert endpoints.disable(endpoint.id).state == Endpoint.DISABLED
+        assert list(sync.Digests(channel).list(user_id=user.id)) == []
+        assert leaves_nothing(channel)
+
+
 PROGRAMS: dict[str, Callable[[str], None]] = {
     program.__name__: program
     for program in (
@@ -335,5 +378,8 @@ PROGRAMS: dict[str, Callable[[str], None]] = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    PROGRAMS[sys.argv[1]](sys.argv[2])
+    if sys.argv[1] == "notified":
+        notified(*sys.argv[2:])
+    else:
+        PROGRAMS[sys.argv[1]](sys.argv[2])
     print("done")

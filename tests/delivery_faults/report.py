@@ -1,11 +1,10 @@
-"""What a run proved, as tables and as JSON, and the exit code that it earns."""
+"""What a run proved."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -13,13 +12,11 @@ from rich.table import Table
 from tests.delivery_faults.evidence import Evidence
 from tests.delivery_faults.kinds import KINDS
 from tests.delivery_faults.promises import BY_OUTAGE, NOT_READ, causes, judge
-from tests.faults.report import BROKEN, FULL_SECONDS, KEPT, NOT_EXERCISED, wanted_hits
+from tests.faultrun.report import RunReport, share, wanted_hits
 from tests.harness.bad_http import Trouble as HttpTrouble
 from tests.harness.bad_smtp import OF_CONNECTIONS, OF_MAILS, Act, Stage, Trouble
 from tests.proof.exercise import Tally
-from tests.proof.verdict import Verdict
 
-_WORDS = {KEPT: "kept", BROKEN: "broken", NOT_EXERCISED: "not exercised"}
 # What a run of full length must have delivered; shorter runs in proportion.
 _DELIVERIES = 5_000
 # What the run does not bring about at will.
@@ -27,45 +24,37 @@ _BY_CHANCE = (BY_OUTAGE, NOT_READ)
 _TROUBLES = (*OF_CONNECTIONS, *OF_MAILS, *HttpTrouble)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(frozen=True)
+class Report(RunReport):
     """The result of a run."""
 
-    seed: int
-    seconds: float
     deliveries: int
-    wanted_hits: int
     wanted_deliveries: int
     states: dict[str, int]
-    verdicts: list[Verdict]
     causes: dict[str, int]
-    tallies: list[Tally]
     troubles: dict[str, int]
-    notes: dict[str, object]
 
-    @property
-    def missed(self) -> list[str]:
-        """What was not exercised enough."""
-        missed = [tally.kind for tally in self.tallies if tally.hits < self.wanted_hits]
-        missed += [trouble for trouble, times in self.troubles.items() if times < self.wanted_hits]
-        missed += [verdict.promise for verdict in self.verdicts if not verdict.checked]
-        missed += [cause for cause, times in self.causes.items() if not times and cause not in _BY_CHANCE]
-        missed += ["the end"] if "ended early" in self.notes else []
-        return missed + (["deliveries"] if self.deliveries < self.wanted_deliveries else [])
+    def unexercised(self) -> Iterator[str]:
+        yield from (trouble for trouble, times in self.troubles.items() if times < self.wanted_hits)
+        yield from (cause for cause, times in self.causes.items() if not times and cause not in _BY_CHANCE)
+        if self.deliveries < self.wanted_deliveries:
+            yield "deliveries"
 
-    @property
-    def broken(self) -> list[str]:
-        """The promises that were broken."""
-        return [verdict.promise for verdict in self.verdicts if verdict.broken]
-
-    @property
-    def exit_code(self) -> int:
-        """0 kept, 1 broken, 3 not exercised."""
-        return BROKEN if self.broken else NOT_EXERCISED if self.missed else KEPT
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"missed": self.missed, "verdict": _WORDS[self.exit_code]}
+    def show(self, console: Console) -> None:
+        self.show_promises(console)
+        console.print(_counts("what excuses a duplicate", self.causes))
+        console.print()
+        console.print(_of_mail_servers(self.troubles))
+        console.print()
+        others = [*(one for one in OF_MAILS if one.accepted), *HttpTrouble]
+        console.print(_counts("what else a server did", {str(one): self.troubles[str(one)] for one in others}))
+        console.print()
+        self.show_faults(console)
+        states = ", ".join(f"{count:,} {state}" for state, count in sorted(self.states.items()))
+        console.print(
+            f"deliveries: {self.deliveries:,} (wanted: {self.wanted_deliveries:,}): {states}", highlight=False
+        )
+        self.show_verdict(console)
 
 
 def report(evidence: Evidence, seed: int, seconds: float) -> Report:
@@ -73,11 +62,11 @@ def report(evidence: Evidence, seed: int, seconds: float) -> Report:
     times = Counter(deed.kind for deed in evidence.deeds)
     hits = Counter(deed.kind for deed in evidence.deeds if deed.hit)
     return Report(
-        seed, seconds,
-        len(evidence.deliveries), wanted_hits(seconds), int(_DELIVERIES * min(1.0, seconds / FULL_SECONDS)),
-        dict(Counter(one.state for one in evidence.deliveries)), judge(evidence), causes(evidence),
-        [Tally(kind, times[kind], hits[kind]) for kind in KINDS],
-        {str(trouble): evidence.troubles[str(trouble)] for trouble in _TROUBLES}, evidence.notes,
+        seed, seconds, wanted_hits(seconds), judge(evidence),
+        [Tally(kind, times[kind], hits[kind]) for kind in KINDS], evidence.notes,
+        len(evidence.deliveries), int(_DELIVERIES * share(seconds)),
+        dict(Counter(one.state for one in evidence.deliveries)), causes(evidence),
+        {str(trouble): evidence.troubles[str(trouble)] for trouble in _TROUBLES},
     )  # fmt: skip
 
 
@@ -97,40 +86,3 @@ def _of_mail_servers(troubles: Mapping[str, int]) -> Table:
         if any(one in troubles for one in row):
             table.add_row(act.value, *(f"{troubles[one]:,}" if one in troubles else "" for one in row))
     return table
-
-
-def show(report: Report, console: Console) -> None:
-    """Prints the tables."""
-    promises = Table("promise", "checked", "broken", box=None, pad_edge=False)
-    for verdict in report.verdicts:
-        promises.add_row(verdict.promise, f"{verdict.checked:,}", f"{verdict.broken:,}")
-    console.print(promises)
-    for verdict in report.verdicts:
-        for example in verdict.examples[:5]:
-            console.print(f"{verdict.promise}: {example}", markup=False, highlight=False, soft_wrap=True)
-    console.print()
-    console.print(_counts("what excuses a duplicate", report.causes))
-    console.print()
-    console.print(_of_mail_servers(report.troubles))
-    console.print()
-    others = [*(one for one in OF_MAILS if one.accepted), *HttpTrouble]
-    console.print(_counts("what else a server did", {str(one): report.troubles[str(one)] for one in others}))
-    console.print()
-    faults = Table("fault", "times", "hit work in flight", box=None, pad_edge=False)
-    for tally in report.tallies:
-        faults.add_row(tally.kind, f"{tally.times:,}", f"{tally.hits:,}")
-    console.print(faults)
-    console.print()
-    states = ", ".join(f"{count:,} {state}" for state, count in sorted(report.states.items()))
-    console.print(
-        f"deliveries: {report.deliveries:,} (wanted: {report.wanted_deliveries:,}): {states}", highlight=False
-    )
-    for name, note in report.notes.items():
-        console.print(f"{name}: {note}", highlight=False)
-    missed = f" (not exercised enough: {', '.join(report.missed)}; wanted hits: {report.wanted_hits})"
-    console.print(
-        f"seed {report.seed}, {report.seconds:g} s: [bold]{_WORDS[report.exit_code]}[/bold]"
-        + (missed if report.missed else ""),
-        highlight=False,
-        soft_wrap=True,
-    )

@@ -21,6 +21,7 @@ from tests.delivery_faults import evidence, site
 from tests.delivery_faults.evidence import KILLED, Change, Evidence
 from tests.delivery_faults.kinds import DISCARDED, POSTGRES_FAULTS, REPLAYED, REPLICA_FAULTS
 from tests.delivery_faults.site import BOUNDS, Site, note
+from tests.faultrun.command import Settings
 from tests.faults.plan import Step, rounds
 from tests.faults.run import Part, part
 from tests.faults.site import GivenUpError, Member, fetch
@@ -34,25 +35,9 @@ _CALL_TIMEOUT = 5.0
 _BY_HAND = "by hand"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a run is asked for. Every kind of fault is to hit work in flight `hits` times; a storm that is slow goes on
-    for that, up to twice its time. `broken` names a fault switch of the service.
-    """
-
-    seed: int
-    seconds: float
-    hits: int
-    directory: Path
-    replicas: int = 2
-    callers: int = 4
-    broken: str | None = None
-    say: Callable[[str], None] = lambda _: None
-
-    @property
-    def patience(self) -> float:
-        """How long the end of the run may take."""
-        return _LAST_IF_BROKEN if self.broken else _LAST
+def _patience(settings: Settings) -> float:
+    """How long the end of the run may take."""
+    return _LAST_IF_BROKEN if settings.broken else _LAST
 
 
 async def run(settings: Settings) -> Evidence:
@@ -168,11 +153,11 @@ async def _end(settings: Settings, made: Site, writers: Part) -> None:
     made.behave()
     await made.calm()
     await writers.ask("stop")
-    assert await writers.line(settings.patience) == "settled"
+    assert await writers.line(_patience(settings)) == "settled"
     [[head]] = await fetch(made.users_database, "SELECT head_position FROM feed")
     settings.say("what is pending is delivered")
     chance = random.Random(f"{settings.seed} end")
-    deadline = time.monotonic() + settings.patience
+    deadline = time.monotonic() + _patience(settings)
     while (left := await _left(made, int(str(head)))) and time.monotonic() < deadline:
         # What is parked holds back what is behind it.
         if left.holding:

@@ -120,7 +120,8 @@ def arranged(objects: list[Object], image: str) -> list[Object]:
     objects = [one for one in objects if one["metadata"].get("labels", {}).get(_COMPONENT) != "observability"]
     for one in objects:
         name = one["metadata"]["name"]
-        if one["kind"] == "ConfigMap" and name.startswith(("user-service-", "notification-service-")):
+        # Before the hash: others hold files.
+        if one["kind"] == "ConfigMap" and name.rpartition("-")[0] in {"user-service", "notification-service"}:
             one["data"] |= variables
         if one["kind"] == "Job":
             # Nobody is there to push to.

@@ -12,11 +12,11 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import devstack.child
+from tests.faultrun.command import Settings
 from tests.faults import plan, probes, site, stuck
 from tests.faults.journal import Journal
 from tests.faults.kinds import POSTGRES_FAULTS, REPLICA_FAULTS, Blow
@@ -33,32 +33,16 @@ _MOST_LAG = 0.5
 _LAST, _LAST_IF_BROKEN = 90.0, 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a run is asked for. Every kind of fault is to hit work in flight `hits` times; a storm that is slow goes on
-    for that, up to twice its time. `broken` names a fault switch of the service.
+def _kept(settings: Settings) -> float:
+    """How long events are kept where old ones are removed: not for long, but so long that somebody receives each
+    before, whatever is out of order.
     """
+    return min(max(10.0, settings.seconds / 10), 60.0)
 
-    seed: int
-    seconds: float
-    hits: int
-    directory: Path
-    replicas: int = 3
-    callers: int = 16
-    broken: str | None = None
-    say: Callable[[str], None] = lambda _: None
 
-    @property
-    def kept(self) -> float:
-        """How long events are kept where old ones are removed: not for long, but so long that somebody receives each
-        before, whatever is out of order.
-        """
-        return min(max(10.0, self.seconds / 10), 60.0)
-
-    @property
-    def patience(self) -> float:
-        """How long the end of the run may take at each step."""
-        return _LAST_IF_BROKEN if self.broken else _LAST
+def _patience(settings: Settings) -> float:
+    """How long the end of the run may take at each step."""
+    return _LAST_IF_BROKEN if settings.broken else _LAST
 
 
 class Part:
@@ -110,7 +94,7 @@ async def run(settings: Settings) -> dict[str, object]:
     try:
         async with AsyncExitStack() as stack:
             made = await stack.enter_async_context(
-                site.opened(settings.replicas, journal, settings.broken, settings.kept)
+                site.opened(settings.replicas, journal, settings.broken, _kept(settings))
             )
             common = (
                 "--addresses", ",".join(made.addresses),
@@ -219,7 +203,7 @@ async def _keep_still(made: Site, writers: Part) -> None:
 async def _end(settings: Settings, made: Site, writers: Part, readers: Part) -> None:
     settings.say("every change is settled")
     await writers.ask("stop")
-    assert await writers.line(settings.patience) == "settled"
+    assert await writers.line(_patience(settings)) == "settled"
     settings.say("every replica is started anew; readers come to the head")
     for replica in made.replicas:
         async with replica.lock:
@@ -230,7 +214,7 @@ async def _end(settings: Settings, made: Site, writers: Part, readers: Part) -> 
         head = record.head if isinstance(record, Head) else 0
     await readers.ask(f"finish {head}")
     try:
-        said = await readers.line(settings.patience)
+        said = await readers.line(_patience(settings))
     except TimeoutError:
         await readers.ask("give-up")
         said = await readers.line()

@@ -55,6 +55,8 @@ _POD = "spec.template.spec"
 _FIRST = f"{_POD}.containers.0"
 _USERS, _NOTIFICATIONS, _PAGES = "user-service", "notification-service", "notification-pages"
 _LABELS = "spec.template.metadata.labels"
+# Whether the keys of links may be missing.
+_LINKS = f"{_POD}.volumes.0.secret.optional"
 
 
 def _file(name: str, key: str, rule: Rule, complaint: str, old: str, new: str) -> Wrong:
@@ -169,6 +171,20 @@ TABLE = [
     Wrong(
         wiring_rules.mounts, "PGSSLROOTCERT names", "Deployment", _USERS, f"{_POD}.initContainers.0.volumeMounts", [],
         "production",
+    ),
+    Wrong(
+        wiring_rules.mounts, "RULES_FILE names", "ConfigMap", _NOTIFICATIONS,
+        "data.TIDINGS_NOTIFICATIONS_RULES_FILE", "/etc/tidings/files/rules.toml", "production",
+    ),
+    Wrong(
+        wiring_rules.mounts, "TEMPLATES_DIR names", "ConfigMap", _NOTIFICATIONS,
+        "data.TIDINGS_NOTIFICATIONS_TEMPLATES_DIR", "/etc/tidings/words", "production",
+    ),
+    Wrong(
+        wiring_rules.link_keys, "starts without the keys", "Deployment", _NOTIFICATIONS, _LINKS, True, "production",
+    ),
+    Wrong(
+        wiring_rules.link_keys, "do not have", "ConfigMap", _NOTIFICATIONS, "data.TIDINGS_NOTIFICATIONS_PUBLIC_URL", "",
     ),
     Wrong(wiring_rules.mounts, "there is no volume", "Deployment", _USERS, f"{_FIRST}.volumeMounts.1.name", "nothing"),
     Wrong(wiring_rules.mounts, "to read only", "Deployment", _USERS, f"{_FIRST}.volumeMounts.1.readOnly", False),

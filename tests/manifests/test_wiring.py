@@ -24,6 +24,7 @@ import yaml
 
 from tests.harness import MailCatcher, PostgresServer, Services, programs, until
 from tests.harness.process import clean_environment
+from tests.manifests import configured
 from tests.manifests.objects import ROOT, Object, Objects, Pod, environment, of_kind, pods
 from tests.users.calls import Stub, create, replay
 from tidings.client import connect
@@ -70,6 +71,11 @@ class Cluster:
                 place.mkdir(parents=True, exist_ok=True)
                 for file, content in self.secret(secret["secretName"]).items():
                     (place / file).write_bytes(content)
+            if "configMap" in volumes.get(mount["name"], {}) and mount["mountPath"].startswith(_MOUNTED):
+                (folder / mount["mountPath"].removeprefix(_MOUNTED)).mkdir(parents=True, exist_ok=True)
+        for path, text in configured.files(pod, self.objects).items():
+            if path.startswith(_MOUNTED):
+                (folder / path.removeprefix(_MOUNTED)).write_text(text, encoding="utf-8")
         return values
 
     def pod(self, name: str) -> Pod:
@@ -100,7 +106,9 @@ def _make_databases(cluster: Cluster) -> None:
     """As the image of Postgres does with what is in its folder for this."""
     pod = cluster.pod("postgres")
     [script] = [
-        one["data"]["databases.sql"] for one in of_kind(cluster.objects, "ConfigMap") if "databases.sql" in one["data"]
+        one["data"]["databases.sql"]
+        for one in of_kind(cluster.objects, "ConfigMap")
+        if "databases.sql" in one.get("data", ())
     ]
     done = subprocess.run(
         [_PSQL, "--no-psqlrc", "--username", "postgres", "--dbname", "postgres"],

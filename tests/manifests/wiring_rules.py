@@ -126,7 +126,7 @@ def no_passwords(objects: Sequence[Object]) -> Iterator[str]:
 def references(objects: Sequence[Object]) -> Iterator[str]:
     """Every ConfigMap and Secret that is referred to is here with that key, or is one that production is given."""
     secrets = {one["metadata"]["name"]: set(one["data"]) for one in of_kind(objects, "Secret")}
-    maps = {one["metadata"]["name"]: set(one["data"]) for one in of_kind(objects, "ConfigMap")}
+    maps = {one["metadata"]["name"]: set(one.get("data", ())) for one in of_kind(objects, "ConfigMap")}
     if not secrets:
         secrets = EXTERNAL
     for pod in pods(objects):
@@ -153,17 +153,25 @@ def _references(pod: Pod) -> Iterator[tuple[str, str, str, set[str]]]:
 
 
 def mounts(objects: Sequence[Object]) -> Iterator[str]:
-    """A file that a setting names is in a Secret that is mounted there; a mount is of a volume that is there."""
+    """A file or folder that a setting names is of a Secret or ConfigMap that is mounted there; a mount is of a volume
+    that is there.
+    """
     keys = {one["metadata"]["name"]: set(one["data"]) for one in of_kind(objects, "Secret")} or EXTERNAL
+    texts = {one["metadata"]["name"]: set(one.get("data", ())) for one in of_kind(objects, "ConfigMap")}
     for pod in pods(objects):
         volumes = {one["name"]: one for one in pod.spec.get("volumes", ())}
         claims = {"data"} if pod.kind == "StatefulSet" else set()
         for one in pod.containers:
-            where, files = f"{pod.where}/{one['name']}", set()
+            where, files, folders = f"{pod.where}/{one['name']}", set(), set()
             for mount in one.get("volumeMounts", ()):
                 if mount["name"] not in {*volumes, *claims}:
                     yield f"{where}: there is no volume {mount['name']}"
                     continue
+                if config := volumes.get(mount["name"], {}).get("configMap"):
+                    files |= {f"{mount['mountPath']}/{name}" for name in texts.get(config["name"], ())}
+                    folders.add(mount["mountPath"])
+                    if mount["mountPath"].startswith("/etc/tidings/") and mount.get("readOnly") is not True:
+                        yield f"{where}: ConfigMap {config['name']} is not mounted to read only"
                 secret = volumes.get(mount["name"], {}).get("secret")
                 if secret is None:
                     continue
@@ -172,17 +180,35 @@ def mounts(objects: Sequence[Object]) -> Iterator[str]:
                 if mount.get("readOnly") is not True or secret.get("defaultMode") != 0o440:
                     yield f"{where}: Secret {secret['secretName']} is not mounted for its group to read only"
             if one["name"] == "wait-for-schema":
-                files |= _files_of_the_service(pod, objects)
+                files |= _of_the_service(pod, objects, "_FILE")
+                folders |= _of_the_service(pod, objects, "_DIR")
             for name, value in environment(one, objects).items():
-                if value.startswith("/etc/tidings/") and value not in files:
+                if value.startswith("/etc/tidings/") and value not in (folders if name.endswith("_DIR") else files):
                     yield f"{where}: {name} names {value}, which is not mounted"
 
 
-def _files_of_the_service(pod: Pod, objects: Sequence[Object]) -> set[str]:
+def _of_the_service(pod: Pod, objects: Sequence[Object], kind: str) -> set[str]:
     """What only the service itself opens, though both have the variables."""
     [service] = pod.spec["containers"]
     values = environment(service, objects)
-    return {value for name, value in values.items() if name.startswith("TIDINGS_") and name.endswith("_FILE")}
+    return {value for name, value in values.items() if name.startswith("TIDINGS_") and name.endswith(kind)}
+
+
+def link_keys(objects: Sequence[Object]) -> Iterator[str]:
+    """Where mails have links no pod starts before the keys that sign them are there; else none needs any."""
+    for pod in pods(objects):
+        for one in pod.spec["containers"]:
+            values = environment(one, objects)
+            place = values.get("TIDINGS_NOTIFICATIONS_LINK_KEYS_FILE", "").rpartition("/")[0]
+            names = [mount["name"] for mount in one.get("volumeMounts", ()) if mount["mountPath"] == place]
+            for volume in pod.spec.get("volumes", ()):
+                if volume["name"] not in names:
+                    continue
+                is_optional = volume["secret"].get("optional", False)
+                if values.get("TIDINGS_NOTIFICATIONS_PUBLIC_URL") and is_optional:
+                    yield f"{pod.where}: starts without the keys of the links that its mails have"
+                elif not values.get("TIDINGS_NOTIFICATIONS_PUBLIC_URL") and not is_optional:
+                    yield f"{pod.where}: waits for keys of links that its mails do not have"
 
 
 def services(objects: Sequence[Object]) -> Iterator[str]:
@@ -249,4 +275,4 @@ def ports(objects: Sequence[Object]) -> Iterator[str]:
                 yield f"{pod.where}/{one['name']}: listens on {sorted(listens)}, which are not its ports"
 
 
-RULES = (variables, no_passwords, references, mounts, services, ingresses, ports)
+RULES = (variables, no_passwords, references, mounts, link_keys, services, ingresses, ports)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
@@ -22,6 +23,7 @@ from uuid_utils.compat import uuid7
 from notification_service import categories, lanes, rules
 from notification_service.api.explanations import Explainer
 from notification_service.compose import Composer
+from notification_service.dispatcher import Dispatcher, Lane
 from notification_service.templates import Templates
 from servicekit import database
 from servicekit.database import Connection, Pool
@@ -81,6 +83,25 @@ async def site(digesting: Composer, pool: Pool, connection: Connection) -> Site:
     from tests.notifications.digesting import Site
 
     return Site(digesting, pool, connection)
+
+
+@asynccontextmanager
+async def dispatching(
+    pool: Pool, lanes: Mapping[str, Lane], *, lease: float = 30.0, poll_interval: float = 0.05
+) -> AsyncIterator[Dispatcher]:
+    """A dispatcher at work, whose loops must not end by themselves."""
+    dispatcher = Dispatcher(pool, lanes, categories.load(None), lease=lease, poll_interval=poll_interval)
+    loops = [*map(dispatcher.run_lane, lanes), dispatcher.record(), dispatcher.tidy()]
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    try:
+        yield dispatcher
+    finally:
+        await dispatcher.drain(1.0)
+        ended = [task for task in tasks if task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert not ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from notification_service import gathered, lanes, rules
+from notification_service.assemble import assemble
 from notification_service.channels.email import Mail
 from notification_service.compose import Composer
 from notification_service.digester import Digester
@@ -142,4 +143,6 @@ def renamed(events: Events, user: users_pb2.User, name: str = "Ada") -> users_pb
 
 def said(site: Site, window: Window, views: Sequence[str]) -> Notification:
     """What one who has taken a digest makes of it."""
-    return gathered.compose(window, views, "gathered", site.composer.templates, site.composer.writers["email"])
+    planned = gathered.plan(window, views, "gathered")
+    [made] = assemble([planned], site.composer.templates.current, site.composer.writers)
+    return made

@@ -10,7 +10,7 @@ from notification_service.compose import Composer
 from notification_service.domain import Ended, Result, State
 from notification_service.gate import Defer, Reason
 from notification_service.inbox import Inbox
-from notification_service.store import feed, leases, verdicts
+from notification_service.store import feed, leases, outcomes, verdicts
 from servicekit.database import Connection
 from tests.notifications.conftest import Events, batch
 
@@ -58,7 +58,7 @@ async def test_what_is_sent_costs_what_is_sent(backlog: Connection) -> None:
     picked, _ = await leases.pick(backlog, "email", _FEW, None, seconds=30.0, max_tries=8, busy=())
     begun = await leases.begin(backlog, [(one, "smtp") for one in picked], max_age=60.0)
     ended = [Ended(one.id, one.number, Result.SUCCEEDED, 250, "", State.DELIVERED, 0.0) for one in begun]
-    assert len(await leases.record(backlog, ended)) == _FEW
+    assert len(await outcomes.record(backlog, ended)) == _FEW
     assert await looked_at(backlog) - before < _BACKLOG / 10
 
 

@@ -10,7 +10,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from notification_service import categories, domain, gate, metrics
+import pytest
+
+from notification_service import categories, digester, domain, gate, metrics
 from notification_service.gate import Candidate, Defer, Send
 from notification_service.store import digests as store
 from notification_service.store import leases, reads
@@ -197,6 +199,21 @@ async def test_what_cannot_be_rendered_is_parked_and_says_why(site: Site, events
     assert (delivery.state, delivery.end_reason) == (notifications_pb2.Delivery.PARKED, "NOT_COMPOSED")
     assert "has no attribute 'tier'" in delivery.attempts[0].detail
     assert [one.state for one in await site.digests()] == [digests_pb2.Digest.CLOSED]
+
+
+async def test_digests_of_many_items_are_said_apart_and_closed_together(
+    site: Site, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digester, "_ITEMS_AT_ONCE", 2)
+    counts = {f"user{number}@example.com": count for number, count in enumerate((1, 1, 3, 2))}
+    users = [events.user(f"user{number}") for number in range(4)]
+    await site.store(*(renamed(events, user) for user in users for _ in range(counts[user.email])))
+    await site.pass_time(timedelta(hours=1))
+    assert await site.digester().close_due() == 4
+    mails = await site.mails()
+    names = {one.target: mails[one.id].text.count("Ada") for one in await site.deliveries()}
+    assert names == {address: 2 * count for address, count in counts.items()}
+    assert site.closed == 1
 
 
 async def test_what_another_release_has_stored_does_not_stop_the_others(site: Site, events: Events) -> None:

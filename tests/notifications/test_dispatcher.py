@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 import pytest
 
-from notification_service import categories
 from notification_service.breaker import Breaker, Patience
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.channels.email import EmailChannel
@@ -20,11 +19,11 @@ from notification_service.domain import EMAIL, TRIES_EXHAUSTED, Ended, Leased, R
 from notification_service.inbox import Inbox
 from notification_service.retries import Policy, decide
 from notification_service.routes import Providers, Route
-from notification_service.store import feed, leases, reads
+from notification_service.store import feed, leases, outcomes, reads
 from servicekit import database
 from servicekit.database import Connection, Pool
 from tests.harness import Action, Database, PostgresProxy, sql_contains
-from tests.notifications.conftest import SENDER, Events, MailServer, batch, eventually
+from tests.notifications.conftest import SENDER, Events, MailServer, batch, dispatching, eventually
 from tidings.notifications.v1 import notifications_pb2
 
 Attempt = notifications_pb2.Delivery.Attempt
@@ -55,28 +54,17 @@ def delivered(leased: Leased) -> Ended:
     return Ended(leased.id, leased.number, Result.SUCCEEDED, 250, "OK", State.DELIVERED, 0.0)
 
 
-@asynccontextmanager
-async def running(
+def running(
     pool: Pool,
     *channels: Channel,
     slots: int = 8,
     policy: Policy = FAST,
     lease: float = 30.0,
-) -> AsyncIterator[Dispatcher]:
+    poll_interval: float = 0.05,
+) -> AbstractAsyncContextManager[Dispatcher]:
     """A dispatcher at work."""
-    lane = Lane(Providers([route(one, f"smtp{number}") for number, one in enumerate(channels)]), policy, slots)
-    dispatcher = Dispatcher(pool, {EMAIL: lane}, categories.load(None), lease=lease, poll_interval=0.05)
-    loops = [dispatcher.run_lane(EMAIL), dispatcher.record(), dispatcher.tidy()]
-    tasks = [asyncio.create_task(loop) for loop in loops]
-    try:
-        yield dispatcher
-    finally:
-        await dispatcher.drain(1.0)
-        ended = [task for task in tasks if task.done()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert not ended
+    routes = Providers([route(one, f"smtp{number}") for number, one in enumerate(channels)])
+    return dispatching(pool, {EMAIL: Lane(routes, policy, slots)}, lease=lease, poll_interval=poll_interval)
 
 
 class Scripted:
@@ -143,7 +131,7 @@ async def test_who_gives_back_late_takes_nothing_from_others(
     [begun] = await lease(connection)
     await leases.give_back(connection, late)
     assert await lease(connection) == []
-    assert await leases.record(connection, [delivered(begun)]) == {begun.id}
+    assert await outcomes.record(connection, [delivered(begun)]) == {begun.id}
 
 
 async def test_mail_arrives_once_each(
@@ -264,10 +252,10 @@ async def test_the_outcome_of_a_lost_lease_is_not_recorded(
     (quick,) = await lease(connection)
     assert (slow.id, slow.number, quick.number) == (quick.id, 1, 2)
     assert slow.idempotency_key == quick.idempotency_key
-    assert await leases.record(connection, [delivered(slow)]) == set()
+    assert await outcomes.record(connection, [delivered(slow)]) == set()
     assert (await listed(connection))[0].state == notifications_pb2.Delivery.PENDING
-    assert await leases.record(connection, [delivered(quick)]) == {quick.id}
-    assert await leases.record(connection, [delivered(quick)]) == set()
+    assert await outcomes.record(connection, [delivered(quick)]) == {quick.id}
+    assert await outcomes.record(connection, [delivered(quick)]) == set()
     (one,) = await listed(connection)
     assert [attempt.outcome for attempt in one.attempts] == [Attempt.UNKNOWN, Attempt.SUCCEEDED]
 
@@ -293,7 +281,7 @@ async def test_what_kills_its_process_each_time_is_parked(
     for _ in range(3):
         assert await lease(connection, seconds=0.0, tries=3)
     assert await lease(connection, tries=3) == []
-    assert len(await leases.park_exhausted(connection, EMAIL, 3, TRIES_EXHAUSTED)) == 1
+    assert len(await outcomes.park_exhausted(connection, EMAIL, 3, TRIES_EXHAUSTED)) == 1
     (one,) = await listed(connection)
     assert one.state == notifications_pb2.Delivery.PARKED
     assert [attempt.outcome for attempt in one.attempts] == [Attempt.UNKNOWN] * 3
@@ -303,20 +291,12 @@ async def test_new_work_is_taken_at_once_and_slots_bound_it(
     pool: Pool, connection: Connection, composer: Composer, events: Events
 ) -> None:
     channel = Scripted(OK, delay=0.05)
-    lane = Lane(Providers([route(channel)]), FAST, 4)
-    dispatcher = Dispatcher(pool, {EMAIL: lane}, categories.load(None), lease=30.0, poll_interval=60.0)
-    tasks = [asyncio.create_task(loop) for loop in (dispatcher.run_lane(EMAIL), dispatcher.record())]
-    try:
+    async with running(pool, channel, slots=4, poll_interval=60.0) as dispatcher:
         await asyncio.sleep(0.1)
         await fill(connection, composer, events, 12)
         dispatcher.wake()
         await eventually(lambda: len(channel.sent) == 12, 2.0)
         assert channel.most == 4
-    finally:
-        await dispatcher.drain(1.0)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_drain_records_what_is_on_its_way_and_takes_no_more(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notification_service import categories, lanes, policies, providers, rules
+from notification_service import lanes, policies, providers, rules
 from notification_service.breaker import Breaker, Patience
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.compose import Composer
@@ -28,11 +28,11 @@ from notification_service.inbox import Inbox
 from notification_service.limits import Bucket
 from notification_service.retries import Policy
 from notification_service.routes import Providers, Route, Routes, Target, Targets
-from notification_service.store import feed, leases, parked, reads
+from notification_service.store import feed, leases, outcomes, parked, pending, reads, standing
 from notification_service.templates import Templates
 from servicekit.configfile import InvalidConfigError
 from servicekit.database import Connection, Pool
-from tests.notifications.conftest import SENDER, Events, batch, eventually, write
+from tests.notifications.conftest import SENDER, Events, batch, dispatching, eventually, write
 from tidings.notifications.v1 import notifications_pb2
 from tidings.users.v1 import users_pb2
 
@@ -75,23 +75,10 @@ def smtp(*others: Channel, patience: Patience = PATIENCE) -> Providers:
     return Providers([Route(f"smtp{number}", one, Breaker(patience), 64) for number, one in enumerate(others)])
 
 
-@asynccontextmanager
-async def running(pool: Pool, routes: Routes, channel: str = EMAIL, policy: Policy = FAST) -> AsyncIterator[Dispatcher]:
-    dispatcher = Dispatcher(
-        pool, {channel: Lane(routes, policy, 8)}, categories.load(None), lease=30.0, poll_interval=0.05
-    )
-    tasks = [
-        asyncio.create_task(loop) for loop in (dispatcher.run_lane(channel), dispatcher.record(), dispatcher.tidy())
-    ]
-    try:
-        yield dispatcher
-    finally:
-        await dispatcher.drain(1.0)
-        ended = [task for task in tasks if task.done()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert not ended
+def running(
+    pool: Pool, routes: Routes, channel: str = EMAIL, policy: Policy = FAST
+) -> AbstractAsyncContextManager[Dispatcher]:
+    return dispatching(pool, {channel: Lane(routes, policy, 8)})
 
 
 async def store(connection: Connection, composer: Composer, *made: users_pb2.UserEvent) -> None:
@@ -209,9 +196,9 @@ async def test_what_was_put_behind_at_the_wrong_moment_is_let_go(
     first, second = await listed(connection)
     picked, behind = await leases.pick(connection, EMAIL, 8, None, seconds=30.0, max_tries=3, busy=[])
     assert ([str(one.id) for one in picked], behind) == ([first.id], 1)
-    assert await leases.let_go(connection, EMAIL) == 0
+    assert await outcomes.let_go(connection, EMAIL) == 0
     await connection.execute("UPDATE deliveries SET state = 2 WHERE id = %s", (first.id,))
-    assert await leases.let_go(connection, EMAIL) == 1
+    assert await outcomes.let_go(connection, EMAIL) == 1
     picked, _ = await leases.pick(connection, EMAIL, 8, None, seconds=30.0, max_tries=3, busy=[])
     assert [str(one.id) for one in picked] == [second.id]
 
@@ -331,7 +318,7 @@ async def test_what_has_no_target_any_more_is_cancelled_after_a_while(connection
     known = [_url("kept")]
 
     async def cancel(patience: float) -> int:
-        return len(await leases.cancel_gone(connection, WEBHOOK, known, patience=patience, reason=TARGET_GONE))
+        return len(await pending.cancel_gone(connection, WEBHOOK, known, patience=patience, reason=TARGET_GONE))
 
     assert await cancel(600.0) == 0
     await connection.execute("UPDATE deliveries SET next_attempt_time = now() - interval '1 hour'")
@@ -339,7 +326,7 @@ async def test_what_has_no_target_any_more_is_cancelled_after_a_while(connection
     ended = {(one.target, State(one.state).name, one.end_reason) for one in await listed(connection)}
     assert ("https://gone.example.com/", "CANCELLED", "TARGET_GONE") in ended
     assert ("https://kept.example.com/", "PENDING", "") in ended
-    assert (await reads.inbox_state(connection)).cancelled == 2
+    assert (await standing.inbox_state(connection)).cancelled == 2
 
 
 async def test_what_its_user_does_not_want_is_cancelled_and_what_must_wait_stands_aside(
@@ -476,7 +463,7 @@ async def test_what_waits_for_no_failure_is_not_old(pool: Pool, connection: Conn
     await connection.execute("UPDATE deliveries SET create_time = now() - position * interval '1 hour'")
 
     async def age() -> float:
-        [(channel, pending, _, oldest)] = await reads.standing(connection)
+        [(channel, pending, _, oldest)] = await standing.of_channels(connection)
         assert (channel, pending) == (EMAIL, 3)
         return round((oldest or 0) / 3600)
 

@@ -22,7 +22,7 @@ from notification_service.endpoints import Endpoint
 from notification_service.follower import Source
 from notification_service.inbox import Inbox
 from notification_service.store import feed as rows
-from notification_service.store import reads
+from notification_service.store import reads, standing
 from notification_service.store import shards as leases
 from notification_service.subscriber import Subscriber
 from notification_service.templates import Templates
@@ -106,7 +106,7 @@ async def test_a_batch_and_its_cursor_are_stored_together(
     assert "no longer reach you" not in said[listed[1].delivery.id]
     assert "no longer reach you" in said[listed[2].delivery.id]
 
-    state = await reads.inbox_state(connection)
+    state = await standing.inbox_state(connection)
     # ada's notices of before are not sent any more, now that she is deleted.
     assert (state.log_id, state.position, state.notifications) == (str(LOG_ID), 4, 3)
     assert (state.pending, state.cancelled) == (2, 2)
@@ -178,7 +178,7 @@ async def test_a_template_that_cannot_be_rendered_parks_its_delivery_and_nothing
     (attempt,) = parked.attempts
     assert attempt.outcome == notifications_pb2.Delivery.Attempt.REFUSED
     assert "has no attribute 'tier'" in attempt.detail
-    state = await reads.inbox_state(connection)
+    state = await standing.inbox_state(connection)
     assert (state.pending, state.parked, state.delivered) == (1, 1, 0)
 
 

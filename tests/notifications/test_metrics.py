@@ -113,3 +113,34 @@ async def test_a_feed_that_is_ahead_is_seen(databases: Databases, services: Serv
 async def _lags(process: ServiceProcess, events: int) -> bool:
     scraped = await scrape(process)
     return scraped.has("tidings_inbox_lag_events") and scraped.value("tidings_inbox_lag_events") == events
+
+
+async def test_a_copy_of_the_users_that_is_behind_is_seen(
+    databases: Databases, services: Services, mail: MailServer
+) -> None:
+    users = await services.users(await databases.users()).start()
+    made = await databases.notifications()
+    process = await services.notifications(
+        made, users, smtp_host="127.0.0.1", smtp_port=mail.port, metrics_address="127.0.0.1:0"
+    ).start()
+    lag, late = "tidings_recipients_lag_events", "tidings_recipients_lag_time_seconds"
+
+    async def lags(events: int) -> bool:
+        scraped = await scrape(process)
+        return scraped.has(lag) and scraped.value(lag) == events
+
+    await process.wait_log("the copy of the users is whole")
+    await until(lambda: lags(0))
+    assert (await scrape(process)).value(late) == 0
+    # Who stores for the copy waits for its row: what is received is not in it.
+    async with await made.connect() as other, other.transaction():
+        await other.execute("SELECT * FROM recipients_feed FOR UPDATE")
+        async with grpc.aio.insecure_channel(users.address) as channel:
+            stub: users_pb2_grpc.UserServiceAsyncStub = users_pb2_grpc.UserServiceStub(channel)
+            ada = users_pb2.User(username="ada", email="ada@example.com")
+            await stub.CreateUser(users_pb2.CreateUserRequest(user=ada))
+        await until(lambda: lags(1))
+        first = (await scrape(process)).value(late)
+        assert (await scrape(process)).value(late) > first > 0
+    await until(lambda: lags(0))
+    assert (await scrape(process)).value(late) == 0

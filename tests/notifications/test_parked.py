@@ -21,7 +21,7 @@ from notification_service.channels import Outcome
 from notification_service.compose import Composer
 from notification_service.domain import EMAIL, TRIES_EXHAUSTED, Ended, Operation, Result, State
 from notification_service.inbox import Inbox
-from notification_service.store import feed, leases, parked, reads
+from notification_service.store import feed, outcomes, parked, reads
 from notification_service.tail import Tail
 from notification_service.templates import Templates
 from notification_service.watch import Streams
@@ -88,7 +88,7 @@ async def park(api: Api, composer: Composer, events: Events, count: int, tries: 
         leased = await lease(api.connection, count)
         state = State.PARKED if number == tries else State.PENDING
         ended = [Ended(one.id, one.number, Result.FAILED, 451, "later", state, 0.0) for one in leased]
-        assert len(await leases.record(api.connection, ended)) == count
+        assert len(await outcomes.record(api.connection, ended)) == count
     return await api.all(state=State.PARKED)
 
 
@@ -146,12 +146,12 @@ async def test_the_last_try_without_an_answer_parks_a_replay_again(
 ) -> None:
     (one,) = await park(api, composer, events, 1, tries=3)
     await api.client.replay([one.id])
-    assert await leases.park_exhausted(api.connection, EMAIL, 3, TRIES_EXHAUSTED) == []
+    assert await outcomes.park_exhausted(api.connection, EMAIL, 3, TRIES_EXHAUSTED) == []
     for number in (4, 5, 6):
         (leased,) = await lease(api.connection, seconds=0.0, tries=3)
         assert (leased.number, leased.turn) == (number, number - 3)
     assert await lease(api.connection, tries=3) == []
-    assert [str(parked) for parked in await leases.park_exhausted(api.connection, EMAIL, 3, TRIES_EXHAUSTED)] == [
+    assert [str(parked) for parked in await outcomes.park_exhausted(api.connection, EMAIL, 3, TRIES_EXHAUSTED)] == [
         one.id
     ]
 
@@ -160,10 +160,10 @@ async def test_an_attempt_from_before_a_replay_has_no_say(api: Api, composer: Co
     made = events.created("ada")
     await Inbox(composer, lambda: None).store(api.connection, await feed.read_cursor(api.connection), batch(made))
     (slow,) = await lease(api.connection, seconds=0.0, tries=1)
-    assert await leases.park_exhausted(api.connection, EMAIL, 1, TRIES_EXHAUSTED) == [slow.id]
+    assert await outcomes.park_exhausted(api.connection, EMAIL, 1, TRIES_EXHAUSTED) == [slow.id]
     await api.client.replay([str(slow.id)])
     late = Ended(slow.id, slow.number, Result.FAILED, 0, "too late", State.PARKED, 0.0)
-    assert await leases.record(api.connection, [late]) == set()
+    assert await outcomes.record(api.connection, [late]) == set()
     assert await api.states() == {"pending": 1}
 
 

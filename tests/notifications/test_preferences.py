@@ -202,11 +202,28 @@ async def test_a_suppressed_address_is_refused_with_the_reason(client: Preferenc
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.ALREADY_EXISTS, "SUPPRESSED")
     assert caught.value.metadata == {"channel": "email", "target": "ada@example.com", "reason": "BOUNCED"}
     assert [one async for one in client.suppressions(target="ADA@example.com")] == [made]
+    assert await client.suppression("ADA@example.com") == made
     assert await client.unsuppress("ADA@example.com") == made
     with pytest.raises(ApiError) as caught:
         await client.unsuppress("ada@example.com")
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.NOT_FOUND, "NOT_SUPPRESSED")
     assert [one async for one in client.suppressions()] == []
+
+
+async def test_one_suppression_is_got_by_its_address(client: Preferences) -> None:
+    await client.suppress("bob@example.com")
+    with pytest.raises(ApiError) as caught:
+        await client.suppression("Ada@example.com")
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.NOT_FOUND, "NOT_SUPPRESSED")
+    assert caught.value.metadata == {"channel": "email", "target": "Ada@example.com"}
+    for given, fields in (
+        ({"target": "ada"}, ["target"]),
+        ({"target": "bob@example.com", "channel": ""}, ["channel"]),
+        ({"target": "a\0@b.c", "channel": "webhook"}, ["channel", "target"]),
+    ):
+        with pytest.raises(ApiError) as caught:
+            await client.suppression(**given)
+        assert [one.field for one in caught.value.violations] == fields
 
 
 async def test_suppressions_are_paged_and_filtered(client: Preferences) -> None:

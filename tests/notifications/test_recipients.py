@@ -7,13 +7,15 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from notification_service import metrics
 from notification_service.compose import Composer
 from notification_service.inbox import Inbox
 from notification_service.recipients import Recipients, Source
-from notification_service.store import feed
+from notification_service.store import audience, feed
 from notification_service.store import recipients as store
 from notification_service.store.recipients import HoldLostError
 from servicekit.database import Connection, Pool
@@ -102,7 +104,7 @@ async def test_the_copy_follows_and_keeps_no_personal_data_of_the_deleted(
     log_id, position, head = await store.place(connection)
     told = await stub.GetFeed(users_pb2.GetFeedRequest())
     assert (str(log_id), position, head) == (told.log_id, told.head_position, told.head_position)
-    [person], gone_ids = await store.of_ids(connection, [uuid.UUID(ada.id)])
+    [person], gone_ids = await audience.of_ids(connection, [uuid.UUID(ada.id)])
     assert (person.email, person.labels, gone_ids) == ("new@example.com", {"plan": "gold"}, set())
 
 
@@ -262,7 +264,7 @@ async def test_older_versions_and_a_page_that_was_read_before_a_deletion_change_
     held = await told(held, "3", changed, "within")
     assert await copied(connection) == {ada.id: (3, None)}
     # It was named, so the end of the snapshot leaves it alone; and who comes back has a higher version.
-    assert await store.sweep(connection, held, store.NOBODY) is None
+    assert await store.sweep(connection, held, store.NOBODY, 9) is None
     back = events.created("x")
     back.user.CopyFrom(changed.user)
     back.user.version = 4
@@ -292,3 +294,54 @@ async def test_inside_of_a_snapshot_the_copy_is_as_of_where_it_was(connection: C
     assert held.inside
     assert await move("5", 20, None) == (10, True)
     assert await move("6", 20, "end") == (20, False)
+
+
+async def test_how_long_it_is_silent_is_known_to_whoever_asks(connection: Connection) -> None:
+    assert await store.silence(connection) is None
+    standing = metrics.Copy()
+    standing.found(None)
+    assert list(metrics.RECIPIENTS_SILENCE.read()) == []
+    held = await store.take(connection, uuid.uuid4(), 30.0)
+    assert held is not None
+    await connection.execute("UPDATE recipients_feed SET update_time = now() - interval '1 hour'")
+    # To keep the lease is not to store anything.
+    assert await store.renew(connection, held, 30.0)
+    silence = await store.silence(connection)
+    assert silence is not None
+    assert silence >= 3600
+    standing.found(silence)
+    [(_, shown)] = metrics.RECIPIENTS_SILENCE.read()
+    assert shown >= 3600
+    # That there is no news is stored, too.
+    await store.store(connection, held, [], token="1", lease=30.0, head_position=0, position=0)
+    after = await store.silence(connection)
+    assert after is not None
+    assert after < 3600
+
+
+async def test_what_cannot_be_stored_stays_in_hand_and_snapshots_tell_no_times(events: Events) -> None:
+    ada = events.created("ada")
+    ada.commit_time.FromDatetime(datetime.now(UTC) - timedelta(hours=1))
+    told = batch(ada, after=0)
+
+    def lag() -> float | None:
+        found = list(metrics.RECIPIENTS_LAG_TIME.read())
+        return found[0][1] if found else None
+
+    try:
+        with metrics.copying(None, told, inside=True):
+            assert lag() is None
+        for _ in range(2):
+            with pytest.raises(HoldLostError), metrics.copying(0, told, inside=False):
+                raise HoldLostError
+            assert (lag() or 0) >= 3600
+        with metrics.copying(0, told, inside=False) as stored:
+            stored(1)
+        assert lag() == 0
+        # The head is ahead and nothing comes: as old as what came last.
+        with metrics.copying(1, replace(batch(after=1), head_position=5), inside=False) as stored:
+            stored(1)
+        assert (lag() or 0) >= 3600
+    finally:
+        metrics.recipients_left()
+    assert lag() is None

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,10 +25,10 @@ from notification_service.destinations import Destination
 from notification_service.domain import Cursor, Hold, Order, Person
 from notification_service.inbox import Inbox
 from notification_service.sender import Sender
-from notification_service.store import feed, sends
+from notification_service.store import audience, feed, sends
 from notification_service.store import recipients as copy
 from notification_service.store import shards as leases
-from notification_service.store.recipients import Held, Named
+from notification_service.store.recipients import Deletion, Held, Named
 from notification_service.store.sends import DeletedMeanwhileError, TurnLostError
 from notification_service.tail import Tail
 from notification_service.templates import Templates
@@ -204,7 +204,7 @@ async def test_a_send_to_ids_tells_what_became_of_each(world: World) -> None:
     ada, bob = person("ada", locale="de-AT", time_zone="Europe/Vienna"), person("bob", labels={"city": "Rome"})
     silent, gone, strangers = person("silent", email=""), person("gone"), [uuid.uuid4() for _ in range(2)]
     await world.know(ada, bob, silent, gone)
-    await copy.bury(world.connection, {gone.user_id: 2})
+    await copy.bury(world.connection, {gone.user_id: Deletion(1, 2)})
     ids = [ada.user_id, bob.user_id, silent.user_id, gone.user_id, *strangers, ada.user_id]
     sent = await world.stub.SendNotification(
         request(*ids, channels=["email", "webhook"]), metadata=(("caller", "shop"), ("traceparent", TRACE_PARENT))
@@ -270,7 +270,7 @@ async def test_filters(world: World) -> None:
         person("gone"),
     ]
     await world.know(*people)
-    await copy.bury(world.connection, {people[-1].user_id: 2})
+    await copy.bury(world.connection, {people[-1].user_id: Deletion(1, 2)})
     found: dict[str, str] = {}
     asked: dict[str, dict[str, Any]] = {
         "all": {"all": True},
@@ -518,7 +518,7 @@ async def test_a_deletion_while_a_page_is_stored_cancels_what_it_made(
     await world.send(ada.user_id, channels=["email"])
     order = replace(await hands(world)(), as_of=0)
     looked, goes_on = asyncio.Event(), asyncio.Event()
-    living = copy.living
+    living = audience.living
 
     async def held_up(connection: Connection, ids: Any) -> set[uuid.UUID]:
         found = await living(connection, ids)
@@ -526,7 +526,7 @@ async def test_a_deletion_while_a_page_is_stored_cancels_what_it_made(
         await goes_on.wait()
         return found
 
-    monkeypatch.setattr(copy, "living", held_up)
+    monkeypatch.setattr(audience, "living", held_up)
     expanding = asyncio.create_task(world.sender._expand(order))
     await looked.wait()
     # The page is stored, found to be good, and not committed.
@@ -608,7 +608,7 @@ async def test_a_copy_that_is_not_whole_is_never_sent_by(world: World) -> None:
 async def test_why_somebody_got_one_or_did_not_is_explained(world: World) -> None:
     ada, bob, gone, silent = person("ada", labels={"plan": "gold"}), person("bob"), person("gone"), person("", email="")
     await world.know(ada, bob, gone, silent)
-    await copy.bury(world.connection, {gone.user_id: 2})
+    await copy.bury(world.connection, {gone.user_id: Deletion(1, 2)})
     step = notifications_pb2.ExplainDeliveryResponse.Step
 
     async def told(send: pb.Send, user_id: uuid.UUID, notification_id: str = "") -> list[tuple[str, str]]:
@@ -738,11 +738,28 @@ async def test_pages_go_on_where_the_last_one_ended_and_sends_take_turns(
         assert len(notes) == 40
 
 
+async def test_whom_a_template_fails_for_costs_the_others_of_a_page_nothing(world: World) -> None:
+    write(world.templates_dir / "news.txt", "{{ params.what }}{% if name == 'Odd' %}{{ nothing }}{% endif %}")
+    world.composer.templates.reload([])
+    people = [person() for _ in range(11)] + [person(display_name="Odd")] + [person() for _ in range(11)]
+    await world.know(*people)
+    ids = [one.user_id for one in people]
+    shown = await world.ended(await world.send(*ids, channels=["in_app"]))
+    assert (shown.counts.made, shown.counts.not_composed) == (22, 1)
+    assert {one.body for one in await world.notifications(shown)} == {"Rain\n"}
+    both = await world.ended(await world.send(*ids, channels=["email", "in_app"]))
+    assert (both.counts.made, both.counts.not_composed) == (23, 0)
+    [odd] = [one for one in await world.notifications(both) if one.user_id == str(people[11].user_id)]
+    assert (list(odd.channels), odd.body) == (["email"], "")
+    [failed] = [one for one in await world.deliveries() if one.state == notifications_pb2.Delivery.PARKED]
+    assert (failed.notification_id, failed.end_reason) == (odd.id, "NOT_COMPOSED")
+
+
 async def test_a_page_that_takes_long_is_stored_as_far_as_it_is(world: World) -> None:
     people = [person() for _ in range(20)]
     await world.know(*people)
     strangers, gone = [uuid.UUID(int=1), uuid.UUID(int=2**128 - 1)], [uuid.UUID(int=3), uuid.UUID(int=2**128 - 2)]
-    await copy.bury(world.connection, dict.fromkeys(gone, 1))
+    await copy.bury(world.connection, dict.fromkeys(gone, Deletion(1, 1)))
     world.sender.drain()
     hasty = Sender(world.pool, world.composer, lambda: None, turn=1e-6, poll_interval=0.05)
     sent = await world.send(*(one.user_id for one in people), *strangers, *gone, channels=["in_app"])
@@ -753,6 +770,30 @@ async def test_a_page_that_takes_long_is_stored_as_far_as_it_is(world: World) ->
         made.append((counts.made, counts.unknown, counts.deleted))
     assert made == [(8, 1, 1), (16, 1, 1), (20, 2, 2)]
     assert len(await world.notifications(sent)) == 20
+
+
+async def test_who_has_lost_a_turn_composes_few_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from notification_service import sent as module
+
+    people = [person() for _ in range(40)]
+    await world.know(*people)
+    world.sender.drain()
+    sent = await world.send(*(one.user_id for one in people), channels=["in_app"])
+    late = await hands(world)()
+    await world.connection.execute("UPDATE sends SET lease_until = now()")
+    order = await hands(world)()
+    composed, sizes = module.notifications, list[int]()
+
+    def counted(order: Order, people: Sequence[Person], *others: Any) -> Any:
+        sizes.append(len(people))
+        return composed(order, people, *others)
+
+    monkeypatch.setattr(module, "notifications", counted)
+    await world.sender._expand(late)
+    assert sizes == [8, 16, 16]
+    await world.sender._expand(order)
+    assert sizes[3:] == [8] * 5
+    assert (await world.get(sent)).counts.made == len(await world.notifications(sent)) == 40
 
 
 async def test_a_mail_of_a_send_has_a_link_to_unsubscribe_by_and_the_app_has_not(world: World) -> None:

@@ -23,8 +23,8 @@ from notification_service.domain import Cursor, Hold
 from notification_service.follower import Follower, Source
 from notification_service.inbox import HoldLostError, Inbox
 from notification_service.store import feed as rows
-from notification_service.store import reads
 from notification_service.store import shards as leases
+from notification_service.store import standing
 from notification_service.store.shards import Division, Replica, Shard
 from notification_service.templates import Templates
 from servicekit import database
@@ -270,12 +270,12 @@ async def test_a_lease_that_is_over_frees_the_shards(connection: Connection) -> 
     seen = await leases.look(connection)
     assert [(shard.owner, shard.epoch) for shard in seen.shards] == [(one.id, seen.shards[0].epoch)] * 2
     assert seen.replicas == (one, other)
-    assert [shard.owner for shard in (await reads.inbox_state(connection)).shards] == ["one", "one"]
+    assert [shard.owner for shard in (await standing.inbox_state(connection)).shards] == ["one", "one"]
     await connection.execute("UPDATE replicas SET lease_until = now() WHERE id = %s", (one.id,))
     seen = await leases.look(connection)
     assert [shard.owner for shard in seen.shards] == [None, None]
     assert seen.replicas == (other,)
-    assert [shard.owner for shard in (await reads.inbox_state(connection)).shards] == ["", ""]
+    assert [shard.owner for shard in (await standing.inbox_state(connection)).shards] == ["", ""]
     # It was paused, and nobody took them: they are still its own.
     await leases.beat(connection, one, "one", 60.0)
     assert [shard.owner for shard in (await leases.look(connection)).shards] == [one.id, one.id]
@@ -365,6 +365,6 @@ async def test_shards_store_at_the_same_time_at_dense_positions(
         own: list[Any] = [await stack.enter_async_context(await database.connect(url, "own")) for _ in holds]
         await asyncio.gather(*map(follow, holds, own))
     assert await effects(connection) == list(range(1, 201))
-    state = await reads.inbox_state(connection)
+    state = await standing.inbox_state(connection)
     assert (state.log_id, state.position, state.notifications) == (str(LOG_ID), 200, 200)
     assert [(one.index, one.position, one.lag_events) for one in state.shards] == [(n, 200, 0) for n in range(4)]

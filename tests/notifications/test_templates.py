@@ -288,10 +288,29 @@ async def api(mail: MailServer, tmp_path: Path) -> AsyncIterator[Api]:
 
 async def test_list(api: Api) -> None:
     found = {one.name: one async for one in api.client.list(page_size=2)}
-    assert list(found) == ["digest", "email-changed", "goodbye", "welcome"]
+    assert list(found) == ["announcement", "digest", "email-changed", "goodbye", "welcome"]
     assert [one.locale for one in found["welcome"].translations] == ["", "de"]
     assert list(found["welcome"].translations[1].parts) == ["subject", "text", "html"]
     assert list(found["welcome"].rules) == ["welcome"]
+
+
+async def test_preview_of_what_is_sent(api: Api) -> None:
+    sample: dict[str, object] = {"params": {"subject": "Rain", "text": "Today.\n\n<b>All</b> day."}}
+    said = await api.client.preview("announcement", sample={**sample, "user": {"locale": "de"}})
+    assert (said.subject, said.text) == ("Rain", "Guten Tag Ada Lovelace,\n\nToday.\n\n<b>All</b> day.\n")
+    assert "<p>Today.</p>" in said.html
+    assert "<p>&lt;b&gt;All&lt;/b&gt; day.</p>" in said.html
+    for wrong, field in (
+        ({"event": {}, **sample}, "sample.event"),
+        ({"params": "Rain"}, "sample.params"),
+        ({"recipient": "previous", **sample}, "sample.recipient"),
+    ):
+        with pytest.raises(ApiError) as caught:
+            await api.client.preview("announcement", sample=wrong)
+        assert [one.field for one in caught.value.violations] == [field]
+    for template, given in (("announcement", {}), ("welcome", sample)):
+        with pytest.raises(ApiError, match="is undefined"):
+            await api.client.preview(template, sample=given)
 
 
 async def test_preview(api: Api) -> None:

@@ -19,7 +19,7 @@ from notification_service import categories, lanes, links, metrics, pages, rules
 from notification_service.breaker import Breaker, Patience
 from notification_service.channels.email import EmailChannel
 from notification_service.compose import Composer
-from notification_service.dispatcher import Dispatcher, Lane
+from notification_service.dispatcher import Lane
 from notification_service.domain import EMAIL, State
 from notification_service.inbox import Inbox
 from notification_service.links import Links
@@ -33,7 +33,7 @@ from notification_service.unsubscribe import Switches
 from servicekit import listening
 from servicekit.database import Connection, Pool
 from tests.harness import Database, Databases, MailCatcher, Services, free_port
-from tests.notifications.conftest import SENDER, Events, MailServer, batch, eventually, write
+from tests.notifications.conftest import SENDER, Events, MailServer, batch, dispatching, eventually, write
 from tests.notifications.test_links import key
 from tidings.users.v1 import users_pb2
 
@@ -229,15 +229,8 @@ async def sending(pool: Pool, port: int) -> AsyncIterator[None]:
     channel = EmailChannel("127.0.0.1", port, sender=SENDER, timeout=5.0)
     routes = Providers([Route("smtp", channel, Breaker(Patience(3, 0.05, 0.2)), 8)])
     policy = Policy(tries=3, base=0.01, factor=2.0, cap=0.05, timeout=5.0)
-    dispatcher = Dispatcher(
-        pool, {EMAIL: Lane(routes, policy, 8)}, categories.load(None), lease=30.0, poll_interval=0.05
-    )
-    tasks = [asyncio.create_task(loop) for loop in (dispatcher.run_lane(EMAIL), dispatcher.record(), dispatcher.tidy())]
-    yield
-    await dispatcher.drain(1.0)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    async with dispatching(pool, {EMAIL: Lane(routes, policy, 8)}):
+        yield
 
 
 async def done(connection: Connection, count: int) -> bool:

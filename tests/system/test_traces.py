@@ -214,10 +214,12 @@ async def test_what_makes_no_spans_and_how_calls_end(
         ("CreateUser", "OK"),
         ("CreateUser", "ALREADY_EXISTS"),
         ("GetUser", "OK"),
-        ("CreateUser", "CANCELLED"),
+        ("CreateUser", "DEADLINE_EXCEEDED"),
     ]
     refusal = next(span for span in spans if span.attributes.get("rpc.response.status_code") == "ALREADY_EXISTS")
     assert (refusal.attributes["error.type"], refusal.is_error) == ("USERNAME_TAKEN", False)
+    late = next(span for span in spans if span.attributes.get("rpc.response.status_code") == "DEADLINE_EXCEEDED")
+    assert (late.attributes["error.type"], late.is_error) == ("DEADLINE_EXCEEDED", True)
     get = next(span for span in spans if span.name.endswith("/GetUser"))
     assert [span.name for span in spans if span.parent == get.id] == ["SELECT"]
     known = {CREATE, get.name, "SELECT", "wait for commit", "send user_events", "commit batch", "lock and read"}

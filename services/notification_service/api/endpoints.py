@@ -35,7 +35,7 @@ from notification_service.egress import Network
 from notification_service.registry import Endpoints
 from notification_service.rules import HEARD
 from notification_service.store import endpoints as store
-from notification_service.store import leases
+from notification_service.store import pending
 from servicekit import callers, logs
 from servicekit.database import Pool
 from servicekit.errors import Violation, invalid
@@ -151,7 +151,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         async with requests.connection(self._pool) as connection:
             await store.remove(connection, identity, request.version)
             # Apart: should it fail, what waits is cancelled a little later by who looks for such.
-            cancelled = await leases.cancel_target(connection, WEBHOOK, target_of(identity), reason=TARGET_GONE)
+            cancelled = await pending.cancel_target(connection, WEBHOOK, target_of(identity), reason=TARGET_GONE)
         await self._endpoints.changed()
         log.info("webhook endpoint deleted", endpoint_id=request.id, deliveries_cancelled=len(cancelled))
         return pb.DeleteEndpointResponse()

@@ -17,7 +17,7 @@ from notification_service.domain import EMAIL, sent_id
 from notification_service.event_search import Found
 from notification_service.explain import Facts, Sending
 from notification_service.rules import Rule
-from notification_service.store import outlook, reads, recipients, sends
+from notification_service.store import audience, outlook, reads, sends, standing
 from servicekit.database import Connection, Pool
 from servicekit.errors import Violation, invalid
 from tidings.client import shard_of
@@ -89,11 +89,10 @@ class Explainer:
                 listed = await reads.list_deliveries(connection, {"notification_id": identity}, _END, _MOST)
                 deliveries += [one.delivery for one in listed[::-1]]
             circumstances = await outlook.find(connection, ids) if ids else {}
-            inbox = await reads.inbox_state(connection)
-        shards = {one.index: one.position for one in inbox.shards}
+            lowest, shards = await standing.places(connection)
         facts = Facts(
             found=found,
-            processed=shards.get(shard_of(str(user_id), len(shards)), inbox.position) if shards else inbox.position,
+            processed=shards.get(shard_of(str(user_id), len(shards)), lowest) if shards else lowest,
             rules=self.rules,
             categories=self.categories,
             notifications=notifications,
@@ -122,14 +121,14 @@ async def _unsent(
             return "FAILED", f"it failed before it came to the user: {send.failure}"
         due = f"{send.send_time.ToDatetime(tzinfo=UTC):%Y-%m-%d %H:%M:%S} UTC"
         return "WAITING", f"it has not come to the user yet; it is due since or at {due}"
-    people, deleted = await recipients.of_ids(connection, [user_id])
+    people, deleted = await audience.of_ids(connection, [user_id])
     if deleted:
         return "DELETED", "the user is deleted"
     if not people:
         return "UNKNOWN", "there is no such user"
     if to.HasField("filter"):
         conditions = MessageToDict(to.filter, preserving_proto_field_name=True)
-        if not await recipients.does_match(connection, conditions, user_id):
+        if not await audience.does_match(connection, conditions, user_id):
             return "NOT_MATCHED", "its filter does not match the user as they are now"
     if not people[0].email and set(send.channels) == {EMAIL}:
         return "NO_ADDRESS", "the user has no address"

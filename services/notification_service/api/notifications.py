@@ -14,7 +14,7 @@ from notification_service import tokens, watch
 from notification_service.api import requests
 from notification_service.api.explanations import Explainer
 from notification_service.domain import Operation, State
-from notification_service.store import parked, reads
+from notification_service.store import parked, reads, standing
 from notification_service.watch import Streams
 from servicekit import callers, logs
 from servicekit.database import Pool
@@ -76,7 +76,7 @@ class NotificationService(notifications_pb2_grpc.NotificationServiceServicer):
 
     async def GetInbox(self, request: notifications_pb2.GetInboxRequest, context: _Context) -> notifications_pb2.Inbox:
         async with requests.connection(self._pool) as connection:
-            return await reads.inbox_state(connection)
+            return await standing.inbox_state(connection)
 
     async def ExplainDelivery(
         self, request: notifications_pb2.ExplainDeliveryRequest, context: _Context

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc.aio
 
-from notification_service import preference_check, preferences, tokens
+from notification_service import errors, preference_check, preferences, tokens
 from notification_service.api import requests
 from notification_service.categories import OTHERS, Categories, Category
 from notification_service.domain import CHANNELS, EMAIL
@@ -98,6 +98,17 @@ class PreferenceService(preferences_pb2_grpc.PreferenceServiceServicer):
             )
         log.info("address suppressed", channel=given.channel, reason=reason)
         return _suppression(made)
+
+    async def GetSuppression(
+        self, request: preferences_pb2.GetSuppressionRequest, context: _Context
+    ) -> preferences_pb2.Suppression:
+        if violations := [*_address("", request.channel, request.target)]:
+            raise invalid(*violations)
+        async with requests.connection(self._pool) as connection:
+            found = await suppressions.find(connection, channel=request.channel, target=request.target)
+        if found is None:
+            raise errors.not_suppressed(request.channel, request.target)
+        return _suppression(found)
 
     async def ListSuppressions(
         self, request: preferences_pb2.ListSuppressionsRequest, context: _Context

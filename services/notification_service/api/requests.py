@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+
 from notification_service import errors, tokens
 from servicekit import database, rpc
 from servicekit.database import Connection, Pool
@@ -91,3 +94,18 @@ def next_page(positions: Sequence[int], size: int, selection: bytes) -> str:
     if len(positions) <= size:
         return ""
     return tokens.encode_page(positions[size - 1], selection)
+
+
+def plain(given: Struct) -> dict[str, Any]:
+    """The content of a Struct, its whole numbers as such: protobuf has them as floats."""
+    content: dict[str, Any] = _whole(MessageToDict(given))
+    return content
+
+
+def _whole(value: Any) -> Any:
+    """JSON without a decimal point where a number is whole: all numbers of a Struct are floats."""
+    if isinstance(value, Mapping):
+        return {key: _whole(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc.aio
-from google.protobuf.json_format import MessageToDict
 from uuid_utils.compat import uuid7
 
 from notification_service import errors, sent
@@ -20,7 +19,7 @@ from notification_service.api import requests
 from notification_service.compose import Composer
 from notification_service.domain import CHANNELS, SendState
 from notification_service.sender import settle_now
-from notification_service.store import recipients
+from notification_service.store import audience, recipients, settling
 from notification_service.store import sends as store
 from notification_service.store.sends import New
 from notification_service.templates import RenderError
@@ -103,7 +102,7 @@ class SendService(sends_pb2_grpc.SendServiceServicer):
     async def CancelSend(self, request: pb.CancelSendRequest, context: _Context) -> pb.Send:
         identity = requests.one_id(request.id)
         async with requests.connection(self._pool) as connection:
-            if await store.cancel(connection, identity):
+            if await settling.cancel(connection, identity):
                 await settle_now(connection, identity)
                 log.info("a send is cancelled", send_id=request.id)
                 self._stored()
@@ -140,9 +139,9 @@ class SendService(sends_pb2_grpc.SendServiceServicer):
         answer.actor = new.actor
         async with requests.connection(self._pool) as connection:
             if new.user_ids is None:
-                answer.counts.matched = await recipients.count(connection, new.filter or {})
+                answer.counts.matched = await audience.count(connection, new.filter or {})
                 return answer
-            people, deleted = await recipients.of_ids(connection, new.user_ids)
+            people, deleted = await audience.of_ids(connection, new.user_ids)
         unknown = set(new.user_ids) - deleted - {one.user_id for one in people}
         answer.counts.matched, answer.counts.deleted = len(new.user_ids), len(deleted)
         answer.counts.unknown = len(unknown)
@@ -231,7 +230,7 @@ def _wrong_channels(names: Sequence[str]) -> list[Violation]:
 
 def _params(given: pb.Send, violations: list[Violation]) -> dict[str, Any]:
     try:
-        params: dict[str, Any] = _whole(MessageToDict(given.params))
+        params: dict[str, Any] = requests.plain(given.params)
     except (ValueError, TypeError) as error:
         violations.append(Violation("send.params", f"cannot be written as JSON: {error}"[:200]))
         return {}
@@ -242,15 +241,6 @@ def _params(given: pb.Send, violations: list[Violation]) -> dict[str, Any]:
     if "\\u0000" in text:
         violations.append(Violation("send.params", "must not have a NUL character"))
     return params
-
-
-def _whole(value: Any) -> Any:
-    """JSON without a decimal point where a number is whole: all numbers of a Struct are floats."""
-    if isinstance(value, Mapping):
-        return {key: _whole(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_whole(one) for one in value]
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def _send_time(given: pb.Send, violations: list[Violation]) -> datetime | None:

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc.aio
-from google.protobuf.json_format import MessageToDict
 
 from notification_service import errors, gathered, samples, tokens
+from notification_service.api import requests
 from notification_service.channels import Channel, Message, Outcome
 from notification_service.channels.email import Mail, message_id
 from notification_service.compose import Composer, addressed
@@ -120,7 +120,7 @@ class TemplateService(templates_pb2_grpc.TemplateServiceServicer):
         if request.template not in self._templates.current.files.names():
             raise errors.unknown_template(request.template)
         kinds = [rule.on[0] for rule in self._composer.rules if rule.template == request.template]
-        view, which = samples.view(MessageToDict(request.sample), kinds[0] if kinds else "UPDATED")
+        view, which = samples.view(requests.plain(request.sample), kinds[0] if kinds else "UPDATED")
         seen = addressed(view, which, view["unsubscribe_url"])
         if self._is_of_digest(request.template):
             seen = gathered.context(samples.items(seen), samples.DIGEST, view["unsubscribe_url"])

@@ -42,8 +42,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from notification_service.domain import DigestState, Notification, stamp
-from notification_service.store import feed
-from notification_service.store.parts import SECOND, TIME, UUID, bind, number, rows
+from notification_service.store import writes
+from notification_service.store.parts import SECOND, TIME, UUID, bind, is_free, number, rows
 from notification_service.tables import digest_items, digests, notifications
 from notification_service.windows import Gathered, Window
 from servicekit import arrays
@@ -52,7 +52,6 @@ from tidings.notifications.v1 import digests_pb2
 
 _digest, _item, _note = digests.c, digest_items.c, notifications.c
 _is_open = _digest.state == number(DigestState.OPEN)
-_is_free = or_(_digest.lease_until.is_(None), _digest.lease_until <= func.now())
 _ids = bind("ids", ARRAY(UUID))
 
 _WINDOW = (
@@ -113,7 +112,7 @@ _PLACE = sql(
 _taking = {"gathers": literal_column("false"), "lease_until": func.now() + bind("lease", Float()) * SECOND}
 _due = (
     select(_digest.id)
-    .where(_is_open, _digest.close_time <= func.now(), _is_free)
+    .where(_is_open, _digest.close_time <= func.now(), is_free(_digest))
     .order_by(_digest.close_time)
     .limit(bind("most", Integer()))
     .with_for_update(skip_locked=True)
@@ -122,7 +121,7 @@ _due = (
 _TAKE = sql(update(digests).where(_digest.id == _due.c.id).values(_taking).returning(*_window_columns))
 _FLUSH = sql(
     update(digests)
-    .where(_digest.id == bind("id", UUID), _is_open, _is_free)
+    .where(_digest.id == bind("id", UUID), _is_open, is_free(_digest))
     .values({**_taking, "close_time": func.least(_digest.close_time, func.now())})
     .returning(*_window_columns)
 )
@@ -253,7 +252,7 @@ async def close(connection: Connection, made: Sequence[Notification]) -> int:
             "b_notification_id": arrays.uuids([one.id for one in apart]),
         }
         await connection.execute(_CLOSE, values)
-        await feed.write_made(connection, apart)
+        await writes.write_made(connection, apart)
     return len(apart)
 
 

@@ -1,35 +1,28 @@
-"""The SQL of the dispatcher: leases of due deliveries in their order, and the outcomes of attempts.
+"""The SQL of the dispatcher's work: leases of due deliveries in their order.
 
 A lease is taken in two steps, each one statement and a transaction of its own. `pick` takes what is due and free for a
 while; what may not overtake an earlier delivery is put behind it instead, and is not due until that has ended. `begin`
 records that an attempt of each begins. Every attempt has the next number, which also fences: only who began the newest
 one may record how it ended.
-
-Who ends a delivery lets those behind it go in the same statement. One that was put behind it at that very moment is
-not seen by it: `let_go` finds it, a little later.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
     Boolean,
-    ColumnElement,
     Float,
     Integer,
     Select,
-    SmallInteger,
     Text,
-    all_,
     and_,
     any_,
     case,
-    exists,
     func,
     insert,
     lateral,
@@ -42,22 +35,12 @@ from sqlalchemy import (
     update,
 )
 
-from notification_service.domain import Ended, Leased, State
-from notification_service.store.parts import MILLISECOND, SECOND, UUID, bind, number, rows
+from notification_service.domain import Leased, State
+from notification_service.store.parts import SECOND, UUID, bind, number, rows
+from notification_service.store.pending import is_due, still_pending, turns
 from notification_service.tables import attempts, contents, deliveries, notifications, preferences, suppressions
 from servicekit import arrays
 from servicekit.database import Connection, sql
-
-_is_pending = deliveries.c.state == number(State.PENDING)
-# For statements that know which deliveries they are about: an index by state is of no use to them, and hidden from the
-# planner. By statistics of a moment in which nothing was pending it looks empty, and all that is pending since would be
-# walked through for each batch.
-still_pending = deliveries.c.state + number(0) == number(State.PENDING)
-_is_free = or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= func.now())
-_turns = deliveries.c.tries - deliveries.c.tries_before
-_max_tries = bind("max_tries", Integer())
-_channel = bind("channel", Text())
-_parked_holds = bind("parked_holds", Boolean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +64,8 @@ def _due(most: Any) -> Select[Any]:
     return (
         select(deliveries.c.id, deliveries.c.user_id, deliveries.c.channel, deliveries.c.target, deliveries.c.position)
         .where(
-            _is_pending,
-            deliveries.c.channel == _channel,
-            deliveries.c.next_attempt_time <= func.now(),
-            _is_free,
-            _turns < _max_tries,
+            *is_due,
+            turns < bind("max_tries", Integer()),
             not_(deliveries.c.id == any_(bind("busy", ARRAY(UUID)))),
         )
         .order_by(deliveries.c.next_attempt_time)
@@ -110,7 +90,7 @@ def _pick(due: Any) -> str:
                     earlier.c.target == due.c.target,
                     earlier.c.deferred.is_(None),
                 ),
-                and_(earlier.c.state == number(State.PARKED), _parked_holds),
+                and_(earlier.c.state == number(State.PARKED), bind("parked_holds", Boolean())),
             ),
         )
         .order_by(earlier.c.position.desc())
@@ -235,125 +215,6 @@ _GIVE_BACK = sql(
     .values(lease_until=null())
 )
 
-_PARK_EXHAUSTED = sql(
-    update(deliveries)
-    .where(
-        _is_pending,
-        deliveries.c.channel == _channel,
-        deliveries.c.next_attempt_time <= func.now(),
-        _is_free,
-        _turns >= _max_tries,
-    )
-    .values(
-        state=number(State.PARKED),
-        next_attempt_time=null(),
-        lease_until=null(),
-        end_time=func.now(),
-        end_reason=bind("reason", Text()),
-    )
-    .returning(deliveries.c.id)
-)
-
-_end = rows(
-    e_id=UUID,
-    e_number=Integer(),
-    e_outcome=SmallInteger(),
-    e_code=Integer(),
-    e_detail=Text(),
-    e_state=SmallInteger(),
-    e_delay=Integer(),
-    e_reason=Text(),
-    e_uncounted=Integer(),
-    e_failed_provider=Text(),
-)
-_goes_on = _end.c.e_state == number(State.PENDING)
-_fenced = (
-    update(deliveries)
-    # An attempt from before a replay has lost its lease, too: it would park what is to be tried again.
-    .where(
-        deliveries.c.id == _end.c.e_id,
-        deliveries.c.tries == _end.c.e_number,
-        deliveries.c.tries_before < _end.c.e_number,
-        still_pending,
-    )
-    .values(
-        state=_end.c.e_state,
-        lease_until=null(),
-        next_attempt_time=case((_goes_on, func.now() + _end.c.e_delay * MILLISECOND)),
-        end_time=case((not_(_goes_on), func.now())),
-        end_reason=_end.c.e_reason,
-        tries_before=deliveries.c.tries_before + _end.c.e_uncounted,
-        failed_provider=_end.c.e_failed_provider,
-    )
-    .returning(deliveries.c.id, deliveries.c.state, _end.c.e_number, _end.c.e_outcome, _end.c.e_code, _end.c.e_detail)
-    .cte("fenced")
-)
-_earlier = deliveries.alias("earlier")
-_holds = case((_parked_holds, number(State.PARKED)), else_=number(State.PENDING))
-_let_go_behind = (
-    update(deliveries)
-    .where(
-        deliveries.c.behind == _fenced.c.id,
-        still_pending,
-        _fenced.c.state.not_in((number(State.PENDING), _holds)),
-    )
-    .values(behind=null(), next_attempt_time=func.now())
-    .returning(deliveries.c.id)
-    .cte("let_go")
-)
-_recorded = (
-    update(attempts)
-    .where(attempts.c.delivery_id == _fenced.c.id, attempts.c.number == _fenced.c.e_number)
-    .values(outcome=_fenced.c.e_outcome, code=_fenced.c.e_code, detail=_fenced.c.e_detail, end_time=func.now())
-    .returning(attempts.c.delivery_id)
-    .cte("recorded")
-)
-_RECORD = sql(select(_recorded.c.delivery_id, select(func.count()).select_from(_let_go_behind).scalar_subquery()))
-
-_LET_GO = sql(
-    update(deliveries)
-    .where(
-        deliveries.c.behind.is_not(None),
-        deliveries.c.state == number(State.PENDING),
-        deliveries.c.channel == _channel,
-        not_(
-            exists().where(
-                _earlier.c.id == deliveries.c.behind,
-                _earlier.c.state.in_((number(State.PENDING), _holds)),
-                _earlier.c.deferred.is_(None),
-            )
-        ),
-    )
-    .values(behind=null(), next_attempt_time=func.now())
-    .returning(deliveries.c.id)
-)
-
-
-def _cancel(pending: ColumnElement[bool]) -> Any:
-    return (
-        update(deliveries)
-        .where(pending, _is_free)
-        .values(
-            state=number(State.CANCELLED),
-            behind=null(),
-            next_attempt_time=null(),
-            end_time=func.now(),
-            end_reason=bind("reason", Text()),
-        )
-    )
-
-
-# Cancels known deliveries, for the parameter `reason`. What is on its way just now goes on: its outcome says more.
-cancellation = _cancel(still_pending)
-_cancelled = _cancel(_is_pending).where(deliveries.c.channel == _channel).returning(deliveries.c.id)
-_CANCEL_GONE = sql(
-    _cancelled.where(
-        deliveries.c.target != all_(bind("known", ARRAY(Text()))),
-        deliveries.c.next_attempt_time < func.now() - bind("patience", Float()) * SECOND,
-    )
-)
-_CANCEL_TARGET = sql(_cancelled.where(deliveries.c.target == bind("target", Text())))
-
 
 async def pick(
     connection: Connection,
@@ -408,51 +269,3 @@ async def give_back(connection: Connection, picked: Sequence[Picked]) -> None:
         "g_tries": arrays.integers([one.tries for one in picked]),
     }
     await connection.execute(_GIVE_BACK, values)
-
-
-async def record(connection: Connection, ended: Sequence[Ended], *, parked_holds: bool = True) -> set[uuid.UUID]:
-    """Records how attempts ended, and lets go what waited for a delivery that has ended with one. Returns those whose
-    lease was still held; of the others nothing is written.
-    """
-    values = {
-        "e_id": arrays.uuids([one.id for one in ended]),
-        "e_number": arrays.integers([one.number for one in ended]),
-        "e_outcome": arrays.smallints([one.result for one in ended]),
-        "e_code": arrays.integers([one.code for one in ended]),
-        "e_detail": arrays.texts([one.detail for one in ended]),
-        "e_state": arrays.smallints([one.state for one in ended]),
-        "e_delay": arrays.integers([int(one.delay * 1000) for one in ended]),
-        "e_reason": arrays.texts([one.reason for one in ended]),
-        "e_uncounted": arrays.integers([0 if one.counts else 1 for one in ended]),
-        "e_failed_provider": arrays.texts([one.failed_provider for one in ended]),
-        "parked_holds": parked_holds,
-    }
-    cursor = await connection.execute(_RECORD, values, binary=True)
-    return {identity for identity, _ in await cursor.fetchall()}
-
-
-async def park_exhausted(connection: Connection, channel: str, max_tries: int, reason: str) -> list[uuid.UUID]:
-    """Parks deliveries whose every attempt ended without an answer: whoever made the last one died over it."""
-    values = {"channel": channel, "max_tries": max_tries, "reason": reason}
-    cursor = await connection.execute(_PARK_EXHAUSTED, values)
-    return [identity for (identity,) in await cursor.fetchall()]
-
-
-async def let_go(connection: Connection, channel: str, *, parked_holds: bool = True) -> int:
-    """Lets go what waits for a delivery that holds nobody back any more. Returns how many."""
-    cursor = await connection.execute(_LET_GO, {"channel": channel, "parked_holds": parked_holds})
-    return len(await cursor.fetchall())
-
-
-async def cancel_gone(
-    connection: Connection, channel: str, known: Collection[str], *, patience: float, reason: str
-) -> list[uuid.UUID]:
-    """Cancels what has been due for `patience` seconds on its way to a target that is none of the known ones."""
-    values = {"channel": channel, "known": arrays.texts(list(known)), "patience": patience, "reason": reason}
-    return [identity for (identity,) in await (await connection.execute(_CANCEL_GONE, values)).fetchall()]
-
-
-async def cancel_target(connection: Connection, channel: str, target: str, *, reason: str) -> list[uuid.UUID]:
-    """Cancels what is on its way to a target, but for attempts that have begun."""
-    values = {"channel": channel, "target": target, "reason": reason}
-    return [identity for (identity,) in await (await connection.execute(_CANCEL_TARGET, values)).fetchall()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ARRAY, DateTime, Uuid, bindparam, func, literal_column
+from sqlalchemy import ARRAY, DateTime, Uuid, bindparam, func, literal_column, or_
 from sqlalchemy.sql.type_api import TypeEngine
 
 TIME = DateTime(timezone=True)
@@ -29,6 +29,11 @@ def rows(**columns: TypeEngine[Any]) -> Any:
 def number(value: int) -> Any:
     """A number that is written out: the planner knows it, and partial indexes match."""
     return literal_column(str(value))
+
+
+def is_free(columns: Any) -> Any:
+    """Whether nobody has a lease of a row of a table."""
+    return or_(columns.lease_until.is_(None), columns.lease_until <= func.now())
 
 
 SECOND: Any = literal_column("interval '1 second'")

@@ -30,7 +30,6 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
@@ -43,8 +42,6 @@ from servicekit.database import Connection, sql
 
 # How many rows one transaction makes tombstones of at the end of a snapshot.
 _SWEPT_AT_ONCE = 5000
-# How many rows a page of a filter looks at.
-_LOOKED_AT = 2000
 
 _row, _feed = recipients.c, recipients_feed.c
 _NULL: Any = null()
@@ -99,18 +96,19 @@ _given = rows(
     **{f"r_{name}": TIME for name in _TIMES},
 )
 _upsert = insert(recipients).from_select(
-    ["user_id", "version", *_KEPT, "snapshot"],
+    ["user_id", "version", *_KEPT, "snapshot", "delete_position"],
     select(
         _given.c.r_user_id,
         _given.c.r_version,
         *(cast(_given.c.r_labels, JSONB) if name == "labels" else getattr(_given.c, f"r_{name}") for name in _KEPT),
         bind("snapshot", BigInteger()),
+        case((_given.c.r_delete_time.is_not(None), bind("position", BigInteger()))),
     ).order_by(_given.c.r_user_id),
 )
 _UPSERT = sql(
     _upsert.on_conflict_do_update(
         index_elements=[_row.user_id],
-        set_={name: _upsert.excluded[name] for name in ("version", *_KEPT, "snapshot")},
+        set_={name: _upsert.excluded[name] for name in ("version", *_KEPT, "snapshot", "delete_position")},
         where=or_(_row.snapshot < bind("history", BigInteger()), _row.version < _upsert.excluded.version),
     )
 )
@@ -138,17 +136,17 @@ _unnamed = (
 _SWEEP = sql(
     update(recipients)
     .where(_row.user_id == _unnamed.c.user_id)
-    .values(**_emptied, delete_time=func.now())
+    .values(**_emptied, delete_time=func.now(), delete_position=bind("position", BigInteger()))
     .returning(_row.user_id)
 )
 
-_dead = rows(t_user_id=UUID, t_version=BigInteger())
+_dead = rows(t_user_id=UUID, t_version=BigInteger(), t_position=BigInteger())
 _newest = func.coalesce(
     select(func.greatest(_feed.snapshot, _feed.history)).scalar_subquery(), literal_column("0", BigInteger())
 )
 _bury = insert(recipients).from_select(
-    ["user_id", "version", "delete_time", "snapshot"],
-    select(_dead.c.t_user_id, _dead.c.t_version, func.now(), _newest).order_by(_dead.c.t_user_id),
+    ["user_id", "version", "delete_time", "snapshot", "delete_position"],
+    select(_dead.c.t_user_id, _dead.c.t_version, func.now(), _newest, _dead.c.t_position).order_by(_dead.c.t_user_id),
 )
 _BURY = sql(
     _bury.on_conflict_do_update(
@@ -158,6 +156,7 @@ _BURY = sql(
             "version": _bury.excluded.version,
             "delete_time": _bury.excluded.delete_time,
             "snapshot": _bury.excluded.snapshot,
+            "delete_position": _bury.excluded.delete_position,
         },
         where=or_(
             _row.version < _bury.excluded.version,
@@ -166,58 +165,8 @@ _BURY = sql(
     )
 )
 
-_PERSON = (_row.user_id, _row.version, *(_row[name] for name in (*_PERSONAL, "labels", "create_time", "update_time")))
-_OF_IDS = sql(
-    select(*_PERSON, _row.delete_time).where(_row.user_id == any_(bind("ids", ARRAY(UUID)))).order_by(_row.user_id)
-)
-_LIVING = sql(select(_row.user_id).where(_row.user_id == any_(bind("ids", ARRAY(UUID))), _row.delete_time.is_(None)))
-
-
-def _matches(table: Any) -> Any:
-    """Whether a user lives and is one that a filter, by its parameters, asks for; one that is null asks nothing."""
-    locale = func.lower(bind("locale", Text()))
-    given: list[tuple[str, Any]] = [
-        ("labels", table.labels.contains(cast(bind("labels", Text()), JSONB))),
-        ("username_prefix", func.starts_with(table.username, bind("username_prefix", Text()))),
-        ("email_prefix", func.starts_with(func.lower(table.email), func.lower(bind("email_prefix", Text())))),
-        (
-            "locale",
-            or_(
-                func.lower(table.locale) == locale,
-                func.starts_with(func.lower(table.locale), func.concat(locale, literal_column("'-'"))),
-            ),
-        ),
-    ]
-    conditions = [or_(bind(name, Text()).is_(None), condition) for name, condition in given]
-    return (table.delete_time.is_(None), *conditions)
-
-
-# Looks at a bounded number of rows, however few of them match.
-_window = (
-    select(recipients)
-    .where(_row.user_id > bind("after", UUID))
-    .order_by(_row.user_id)
-    .limit(number(_LOOKED_AT))
-    .cte("looked_at")
-)
-_found = (
-    select(*(_window.c[column.name] for column in _PERSON))
-    .where(*_matches(_window.c))
-    .order_by(_window.c.user_id)
-    .limit(bind("most", Integer()))
-    .cte("found")
-)
-_end = select(
-    # There is no max of uuids.
-    select(_window.c.user_id).order_by(_window.c.user_id.desc()).limit(number(1)).scalar_subquery().label("last"),
-    select(func.count()).select_from(_window).scalar_subquery().label("looked"),
-).cte("the_end")
-_PAGE = sql(
-    select(_end.c.last, _end.c.looked, *_found.c).outerjoin_from(_end, _found, true()).order_by(_found.c.user_id)
-)
-_COUNT = sql(select(func.count()).select_from(recipients).where(*_matches(_row)))
-_MATCHES = sql(select(_row.user_id).where(_row.user_id == bind("user_id", UUID), *_matches(_row)))
 _PLACE = sql(select(_feed.log_id, _feed.position, _feed.head_position))
+_SILENCE = sql(select(func.extract("epoch", func.now() - _feed.update_time)))
 
 # Whoever is before, and not after, all users.
 NOBODY, EVERYBODY = uuid.UUID(int=0), uuid.UUID(int=2**128 - 1)
@@ -252,11 +201,11 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """Users that a filter matches, in the order of their ids. The next page begins after `upto`; None is the end."""
+class Deletion:
+    """When a user was deleted: the event's position, and the user's version."""
 
-    people: list[Person]
-    upto: uuid.UUID | None
+    position: int
+    version: int
 
 
 async def take(connection: Connection, owner: uuid.UUID, lease: float) -> Held | None:
@@ -323,7 +272,7 @@ async def store(
             raise HoldLostError
         after = replace(held, token=token, snapshot=row[0], history=row[1], inside=inside, position=row[2])
         if named:
-            counted = {"snapshot": after.snapshot, "history": after.history}
+            counted = {"snapshot": after.snapshot, "history": after.history, "position": position}
             await connection.execute(_UPSERT, {**_columns(named), **counted})
         if named and inside:
             ids = arrays.uuids([one.user_id for one in named])
@@ -350,69 +299,35 @@ def _columns(named: Sequence[Named]) -> dict[str, Any]:
     return columns
 
 
-async def sweep(connection: Connection, held: Held, after: uuid.UUID) -> uuid.UUID | None:
-    """Of the users after one, makes tombstones of some that the snapshot has not named. Returns after whom to go on,
-    None at the end. Raises HoldLostError.
+async def sweep(connection: Connection, held: Held, after: uuid.UUID, position: int) -> uuid.UUID | None:
+    """Of the users after one, makes tombstones of some that the snapshot, which is as of a position, has not named.
+    Returns after whom to go on, None at the end. Raises HoldLostError.
     """
     async with connection.transaction():
         if await (await connection.execute(_LOCK, _hold(held))).fetchone() is None:
             raise HoldLostError
-        values = {"after": after, "snapshot": held.snapshot}
+        values = {"after": after, "snapshot": held.snapshot, "position": position}
         swept = [identity for (identity,) in await (await connection.execute(_SWEEP, values)).fetchall()]
     return max(swept) if len(swept) == _SWEPT_AT_ONCE else None
 
 
-async def bury(connection: Connection, deleted: Mapping[uuid.UUID, int]) -> None:
-    """Marks users as deleted, by id with the version of the deletion, unless the copy knows better."""
+async def bury(connection: Connection, deleted: Mapping[uuid.UUID, Deletion]) -> None:
+    """Marks users as deleted, unless the copy knows better."""
     values = {
         "t_user_id": arrays.uuids(list(deleted)),
-        "t_version": arrays.bigints(list(deleted.values())),
+        "t_version": arrays.bigints([one.version for one in deleted.values()]),
+        "t_position": arrays.bigints([one.position for one in deleted.values()]),
     }
     await connection.execute(_BURY, values)
-
-
-async def of_ids(connection: Connection, ids: Sequence[uuid.UUID]) -> tuple[list[Person], set[uuid.UUID]]:
-    """The living users among these, in the order of their ids, and which of these are deleted."""
-    found = await (await connection.execute(_OF_IDS, {"ids": arrays.uuids(ids)}, binary=True)).fetchall()
-    living = [Person(*person) for *person, delete_time in found if delete_time is None]
-    return living, {person[0] for *person, delete_time in found if delete_time is not None}
-
-
-async def living(connection: Connection, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-    """Which of these are known and not deleted."""
-    return {one for (one,) in await (await connection.execute(_LIVING, {"ids": arrays.uuids(ids)})).fetchall()}
-
-
-async def page(connection: Connection, conditions: Mapping[str, Any], after: uuid.UUID, most: int) -> Page:
-    """At most so many users after one that a filter, as stored, matches. A page may have none and not be the last."""
-    values = {**_conditions(conditions), "after": after, "most": most}
-    found = await (await connection.execute(_PAGE, values, binary=True)).fetchall()
-    last, looked = found[0][:2]
-    people = [Person(*row[2:]) for row in found if row[2] is not None]
-    if len(people) == most:
-        return Page(people, people[-1].user_id)
-    return Page(people, last if looked == _LOOKED_AT else None)
-
-
-def _conditions(given: Mapping[str, Any]) -> dict[str, str | None]:
-    labels = given.get("labels")
-    names = ("username_prefix", "email_prefix", "locale")
-    return {"labels": json.dumps(labels) if labels else None, **{name: given.get(name) or None for name in names}}
-
-
-async def count(connection: Connection, conditions: Mapping[str, Any]) -> int:
-    """How many living users a filter matches now."""
-    row = await (await connection.execute(_COUNT, _conditions(conditions))).fetchone()
-    return int(row[0]) if row else 0
-
-
-async def does_match(connection: Connection, conditions: Mapping[str, Any], user_id: uuid.UUID) -> bool:
-    """Whether a filter, as stored, matches a user now."""
-    values = {**_conditions(conditions), "user_id": user_id}
-    return await (await connection.execute(_MATCHES, values)).fetchone() is not None
 
 
 async def place(connection: Connection) -> tuple[uuid.UUID | None, int | None, int]:
     """Of which log the copy is, as of which position it is whole (None: not yet), and the newest position known."""
     row = await (await connection.execute(_PLACE)).fetchone()
     return (row[0], row[1], row[2]) if row else (None, None, 0)
+
+
+async def silence(connection: Connection) -> float | None:
+    """For how long nothing was stored for the copy, seconds; None before anybody has begun to keep it."""
+    row = await (await connection.execute(_SILENCE)).fetchone()
+    return max(float(row[0]), 0.0) if row else None

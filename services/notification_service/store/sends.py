@@ -29,7 +29,6 @@ from sqlalchemy import (
     case,
     cast,
     func,
-    literal_column,
     null,
     or_,
     select,
@@ -40,11 +39,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as insert_or_ignore
 
 from notification_service import errors
-from notification_service.domain import SEND_CANCELLED, Notification, Order, SendState, stamp
-from notification_service.store import feed, recipients
-from notification_service.store.leases import cancellation, still_pending
-from notification_service.store.parts import MILLISECOND, SECOND, TIME, UUID, bind, number
-from notification_service.tables import deliveries, notifications, recipients_feed, sends
+from notification_service.domain import Notification, Order, SendState, stamp
+from notification_service.store import audience, writes
+from notification_service.store.parts import MILLISECOND, SECOND, TIME, UUID, bind, is_free, number
+from notification_service.tables import recipients_feed, sends
 from servicekit import arrays
 from servicekit.database import Connection, sql
 from tidings.notifications.v1 import sends_pb2
@@ -52,10 +50,8 @@ from tidings.notifications.v1 import sends_pb2
 # How long a send that is due waits for the copy of the users to be as new as the feed was at the call, seconds.
 PATIENCE = 30
 MOST_UNKNOWN = 100
-# How many notifications of a cancelled send are looked at in one transaction, and how long until the next look at what
-# was on its way, seconds.
-_SETTLED_AT_ONCE = 1000
-_SETTLE_AGAIN = 2
+# What is removed is a year old, or as old as the operator wants: it happens once.
+_CREATE_TRIES = 3
 
 _send, _copy = sends.c, recipients_feed.c
 _IS = {state: number(state) for state in SendState}
@@ -98,19 +94,6 @@ _MADE_BY = sql(
     )
 )
 _FIND = sql(select(*(_send[name] for name in _COLUMNS)).where(_send.id == _id))
-_CANCEL = sql(
-    update(sends)
-    .where(_send.id == _id, _send.state != _IS[SendState.CANCELLED])
-    .values(
-        state=_IS[SendState.CANCELLED],
-        # What has not begun has made nothing that could be pending.
-        settled=_send.start_time.is_(None),
-        lease_until=null(),
-        end_time=func.now(),
-    )
-    .returning(_send.settled)
-)
-
 # A copy that is not whole is never sent by, however long that takes.
 _is_found = or_(
     and_(_copy.log_id == _send.log_id, _copy.position >= _send.feed_position),
@@ -122,7 +105,7 @@ _due = (
     .where(
         _send.state.in_((_IS[SendState.SCHEDULED], _IS[SendState.SENDING])),
         _send.send_time <= func.now(),
-        or_(_send.lease_until.is_(None), _send.lease_until <= func.now()),
+        is_free(_send),
         _copy.position.is_not(None),
         _is_found,
     )
@@ -186,53 +169,6 @@ _FAIL = sql(
     .returning(_send.id)
 )
 
-# Of a cancelled send, notification after notification, so that what is on its way hides nothing.
-_looked_at = (
-    select(notifications.c.id, notifications.c.position)
-    .where(notifications.c.send_id == _id, notifications.c.position > bind("after", BigInteger()))
-    .order_by(notifications.c.position)
-    .limit(number(_SETTLED_AT_ONCE))
-    .cte("looked_at")
-)
-_free = (
-    select(deliveries.c.id)
-    .join(_looked_at, _looked_at.c.id == deliveries.c.notification_id)
-    .where(still_pending, or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= func.now()))
-    .order_by(deliveries.c.id)
-    .with_for_update(of=deliveries, skip_locked=True)
-    .cte("free")
-)
-_ended = cancellation.where(deliveries.c.id == _free.c.id).returning(deliveries.c.id).cte("ended")
-_count: Any = select(func.count())
-_SETTLE = sql(
-    select(
-        select(func.max(_looked_at.c.position)).scalar_subquery(),
-        _count.select_from(_looked_at).scalar_subquery(),
-        _count.select_from(_ended).scalar_subquery(),
-        # As of the beginning of the statement.
-        _count.select_from(deliveries.join(_looked_at, _looked_at.c.id == deliveries.c.notification_id))
-        .where(still_pending)
-        .scalar_subquery(),
-    )
-)
-_UNSETTLED = sql(
-    update(sends)
-    .where(
-        _send.id.in_(
-            select(_send.id)
-            .where(
-                _send.state == _IS[SendState.CANCELLED],
-                _send.settled == literal_column("false"),
-                or_(_send.lease_until.is_(None), _send.lease_until <= func.now()),
-            )
-            .limit(number(1))
-            .with_for_update(skip_locked=True)
-        )
-    )
-    .values(lease_until=func.now() + number(_SETTLE_AGAIN) * SECOND)
-    .returning(_send.id)
-)
-_SETTLED = sql(update(sends).where(_send.id == _id).values(settled=literal_column("true"), lease_until=null()))
 _STANDING = sql(select(_send.state, func.count()).group_by(_send.state))
 
 
@@ -320,15 +256,17 @@ async def create(
         "trace_parent": new.trace_parent,
         "trace_state": new.trace_state,
     }
-    is_new = await (await connection.execute(_CREATE, values)).fetchone() is not None
-    identity: uuid.UUID | None = new.id
-    if not is_new:
-        # Who made it was committed before the insert gave way to it.
-        identity = await made_by(connection, new.actor, new.request_id, new.request_hash)
-    found = None if identity is None else await find(connection, identity)
-    if found is None:
-        raise LookupError("nothing removes sends")
-    return found, is_new
+    for _ in range(_CREATE_TRIES):
+        is_new = await (await connection.execute(_CREATE, values)).fetchone() is not None
+        identity: uuid.UUID | None = new.id
+        if not is_new:
+            # Who made it was committed before the insert gave way to it.
+            identity = await made_by(connection, new.actor, new.request_id, new.request_hash)
+        found = None if identity is None else await find(connection, identity)
+        if found is not None:
+            return found, is_new
+        # Its time was over at this very moment: it is as if there had never been one.
+    raise LookupError("a send is removed as soon as it is made")
 
 
 async def find(connection: Connection, identity: uuid.UUID) -> sends_pb2.Send | None:
@@ -367,14 +305,6 @@ async def has_passed(connection: Connection, identity: uuid.UUID, user_id: uuid.
     return row is not None and row[0] is not None and user_id <= row[0]
 
 
-async def cancel(connection: Connection, identity: uuid.UUID) -> bool:
-    """Cancels a send; whether deliveries of it may be pending. Raises UNKNOWN_SEND."""
-    row = await (await connection.execute(_CANCEL, {"id": identity})).fetchone()
-    if row is None and await find(connection, identity) is None:
-        raise errors.unknown_send(str(identity))
-    return row is not None and not row[0]
-
-
 async def take(connection: Connection, lease: float) -> Order | None:
     """Takes the turn of a send that is due, for `lease` seconds; None if there is none."""
     row = await (await connection.execute(_TAKE, {"lease": round(lease * 1000)})).fetchone()
@@ -399,10 +329,10 @@ async def advance(connection: Connection, order: Order, page: Page) -> None:
         if await (await connection.execute(_LOCK, values)).fetchone() is None:
             raise TurnLostError
         if page.made:
-            await feed.write_made(connection, page.made)
+            await writes.write_made(connection, page.made)
             # Under the lock of the inbox's row, by which deletions are marked, too.
             ids = [one.user_id for one in page.made]
-            if len(await recipients.living(connection, ids)) < len(ids):
+            if len(await audience.living(connection, ids)) < len(ids):
                 raise DeletedMeanwhileError
         await connection.execute(_ADVANCE, values)
 
@@ -412,29 +342,6 @@ async def fail(connection: Connection, order: Order, failure: str) -> None:
     values = {"id": order.id, "epoch": order.epoch, "failure": failure}
     if await (await connection.execute(_FAIL, values)).fetchone() is None:
         raise TurnLostError
-
-
-async def unsettled(connection: Connection) -> uuid.UUID | None:
-    """A cancelled send of which something may still be pending, not looked at by others for a moment."""
-    row = await (await connection.execute(_UNSETTLED)).fetchone()
-    return None if row is None else row[0]
-
-
-async def settle(connection: Connection, identity: uuid.UUID, after: int) -> tuple[int | None, int, int]:
-    """Cancels pending deliveries of some notifications of a send, those after a position. Returns after which to go on,
-    None at the end; how many were cancelled; and how many are still on their way.
-    """
-    values = {"id": identity, "after": after, "reason": SEND_CANCELLED}
-    row = await (await connection.execute(_SETTLE, values)).fetchone()
-    if row is None:
-        raise RuntimeError("an aggregate without a row")
-    last, looked, ended, pending = row
-    return last if looked == _SETTLED_AT_ONCE else None, ended, pending - ended
-
-
-async def settled(connection: Connection, identity: uuid.UUID) -> None:
-    """Nothing of a cancelled send is pending any more."""
-    await connection.execute(_SETTLED, {"id": identity})
 
 
 async def standing(connection: Connection) -> dict[str, int]:

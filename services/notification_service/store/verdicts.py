@@ -9,8 +9,9 @@ from sqlalchemy import SmallInteger, Text, case, func, insert, not_, null, selec
 
 from notification_service.domain import State
 from notification_service.gate import Cancel, Defer
-from notification_service.store.leases import Picked, still_pending
+from notification_service.store.leases import Picked
 from notification_service.store.parts import TIME, UUID, number, rows
+from notification_service.store.pending import let_go_behind, still_pending
 from notification_service.tables import deliveries, delivery_decisions
 from servicekit import arrays
 from servicekit.database import Connection, sql
@@ -38,13 +39,7 @@ _decided = (
     .cte("decided")
 )
 # What waited for one of them need not wait for it any more.
-_let_go = (
-    update(deliveries)
-    .where(deliveries.c.behind == _decided.c.id, still_pending)
-    .values(behind=null(), next_attempt_time=func.now())
-    .returning(deliveries.c.id)
-    .cte("let_go")
-)
+_let_go = let_go_behind(_decided)
 _noted = (
     insert(delivery_decisions)
     .from_select(

@@ -56,10 +56,21 @@ _DISCARD = _Verb(
     "Discard {}? They cannot be tried again.", "discarded", Notifications.discard, Notifications.discard_all
 )
 
+_REPLAY_HELP = """Try parked deliveries again, at once and as often as new ones.
+
+The other side gets the same Message-ID or webhook-id. By ids it is all or none: exit code 4 if one does not exist,
+5 if one is not parked, for instance because an earlier run has done it. Exit code 2 if the question is not answered
+with yes.
+"""
 _REPLAY_EXAMPLES = examples(
     "tidings deliveries replay ID --reason 'the mailbox is back'",
     "tidings deliveries replay --all-parked --channel email --reason 'the mail server is mended'",
 )
+_DISCARD_HELP = """End parked deliveries for good.
+
+They stay in the list. By ids it is all or none: exit code 4 if one does not exist, 5 if one is not parked. Exit
+code 2 if the question is not answered with yes.
+"""
 _DISCARD_EXAMPLES = examples(
     "tidings deliveries discard ID --reason 'a test address'",
     "tidings deliveries discard --all-parked --user ID --yes",
@@ -68,49 +79,29 @@ _DISCARD_EXAMPLES = examples(
 
 def register(group: typer.Typer) -> None:
     """Adds the commands."""
-    group.command("replay", epilog=_REPLAY_EXAMPLES)(replay)
-    group.command("discard", epilog=_DISCARD_EXAMPLES)(discard)
+    for name, verb, text, shown in (
+        ("replay", _REPLAY, _REPLAY_HELP, _REPLAY_EXAMPLES),
+        ("discard", _DISCARD, _DISCARD_HELP, _DISCARD_EXAMPLES),
+    ):
+        group.command(name, help=text, epilog=shown)(_command(verb))
 
 
-def replay(
-    ids: _Ids = None,
-    all_parked: _AllParked = False,
-    user_id: _User = "",
-    notification_id: _Notification = "",
-    channel: _Channel = "",
-    reason: _Reason = "",
-    yes: _Yes = False,
-    address: NotificationsAddress = NOTIFICATIONS_ADDRESS,
-    as_json: Json = False,
-) -> None:
-    """Try parked deliveries again, at once and as often as new ones.
+def _command(verb: _Verb) -> Callable[..., None]:
+    def command(
+        ids: _Ids = None,
+        all_parked: _AllParked = False,
+        user_id: _User = "",
+        notification_id: _Notification = "",
+        channel: _Channel = "",
+        reason: _Reason = "",
+        yes: _Yes = False,
+        address: NotificationsAddress = NOTIFICATIONS_ADDRESS,
+        as_json: Json = False,
+    ) -> None:
+        filters: _Filters = {"user_id": user_id, "notification_id": notification_id, "channel": channel}
+        _change(verb, ids or [], all_parked, filters, reason, yes, address, as_json)
 
-    The other side gets the same Message-ID or webhook-id. By ids it is all or none: exit code 4 if one does not exist,
-    5 if one is not parked, for instance because an earlier run has done it. Exit code 2 if the question is not answered
-    with yes.
-    """
-    filters: _Filters = {"user_id": user_id, "notification_id": notification_id, "channel": channel}
-    _change(_REPLAY, ids or [], all_parked, filters, reason, yes, address, as_json)
-
-
-def discard(
-    ids: _Ids = None,
-    all_parked: _AllParked = False,
-    user_id: _User = "",
-    notification_id: _Notification = "",
-    channel: _Channel = "",
-    reason: _Reason = "",
-    yes: _Yes = False,
-    address: NotificationsAddress = NOTIFICATIONS_ADDRESS,
-    as_json: Json = False,
-) -> None:
-    """End parked deliveries for good.
-
-    They stay in the list. By ids it is all or none: exit code 4 if one does not exist, 5 if one is not parked. Exit
-    code 2 if the question is not answered with yes.
-    """
-    filters: _Filters = {"user_id": user_id, "notification_id": notification_id, "channel": channel}
-    _change(_DISCARD, ids or [], all_parked, filters, reason, yes, address, as_json)
+    return command
 
 
 def _change(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from tidings.cli import listing, output
+from tidings.cli import listing, output, watching
 from tidings.cli.exits import run
 from tidings.cli.options import (
     DEFAULT_LIMIT,
@@ -100,10 +100,6 @@ def list_notifications(
     run(body())
 
 
-def _counts(counts: notifications_pb2.InAppCounts) -> str:
-    return f"{counts.total} there, {counts.unseen} unseen, {counts.unread} unread"
-
-
 @app.command(epilog=examples("tidings notifications inbox counts USER --json"))
 def counts(user_id: _User, address: NotificationsAddress = NOTIFICATIONS_ADDRESS, as_json: Json = False) -> None:
     """Print how many are there that are not archived, and of those unseen and unread."""
@@ -111,7 +107,7 @@ def counts(user_id: _User, address: NotificationsAddress = NOTIFICATIONS_ADDRESS
     async def body() -> None:
         async with _inbox(address, user_id) as inbox:
             found = await inbox.counts()
-        output.write([output.json_line(found) if as_json else _counts(found)])
+        output.write([output.json_line(found) if as_json else watching.counted(found)])
 
     run(body())
 
@@ -128,29 +124,13 @@ def watch(
 
     Runs until Ctrl-C. Reconnects by itself, without a gap.
     """
-    run(_watch(address, user_id, start or From.NOW, limit, as_json))
 
+    async def body() -> None:
+        async with _inbox(address, user_id) as inbox:
+            stream = inbox.watch(start=(start or From.NOW).value)
+            await watching.follow(stream, limit, as_json=as_json, counts=True)
 
-async def _watch(address: str, user_id: str, start: From, limit: int | None, as_json: bool) -> None:
-    async with _inbox(address, user_id) as inbox, aclosing(inbox.watch(start=start.value)) as batches:
-        left = limit
-        async for batch in batches:
-            if as_json:
-                output.write(output.json_line(one) for one in batch.events[:left])
-            else:
-                output.write(map(_line, batch.events[:left]))
-            if batch.in_app_counts is not None:
-                output.write([output.json_line(batch.in_app_counts) if as_json else _counts(batch.in_app_counts)])
-            if left is not None:
-                left -= len(batch.events)
-                if left <= 0:
-                    return
-
-
-def _line(one: notifications_pb2.Notification) -> str:
-    return output.shown(
-        f"{one.position:>9}  {output.time(one.create_time)}  {one.category:<12}  {one.subject}".rstrip()
-    )
+    run(body())
 
 
 _HELP = """{}
@@ -197,7 +177,7 @@ def _change(
     async def body() -> None:
         async with _inbox(address, user_id) as inbox:
             answer = await (inbox.change_all(change, up_to) if up_to is not None else inbox.change(change, ids))
-        said = f"{answer.changed} changed; {_counts(answer.counts)}"
+        said = f"{answer.changed} changed; {watching.counted(answer.counts)}"
         output.write([output.json_line(answer) if as_json else said])
 
     run(body())

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from typing import Annotated
 
 import typer
 
-from tidings.cli import listing, output
+from tidings.cli import listing, output, watching
 from tidings.cli.exits import run
 from tidings.cli.options import (
     DEFAULT_LIMIT,
@@ -93,25 +92,10 @@ def watch(
 
     Runs until Ctrl-C. Reconnects by itself, without a gap.
     """
-    run(_watch(address, user_id, start or From.NOW, limit, as_json))
 
+    async def body() -> None:
+        async with channel_to("notification service", address) as channel:
+            feed = NotificationFeed(channel, start=(start or From.NOW).value, user_id=user_id)
+            await watching.follow(aiter(feed), limit, as_json=as_json)
 
-async def _watch(address: str, user_id: str, start: From, limit: int | None, as_json: bool) -> None:
-    async with channel_to("notification service", address) as channel:
-        left = limit
-        async with aclosing(aiter(NotificationFeed(channel, start=start.value, user_id=user_id))) as batches:
-            async for batch in batches:
-                output.write(map(_json if as_json else _line, batch.events[:left]))
-                if left is not None:
-                    left -= len(batch.events)
-                    if left <= 0:
-                        return
-
-
-def _json(notification: notifications_pb2.Notification) -> str:
-    return output.json_line(notification)
-
-
-def _line(notification: notifications_pb2.Notification) -> str:
-    time, subject = output.time(notification.create_time), notification.subject
-    return output.shown(f"{notification.position:>9}  {time}  {notification.category:<12}  {subject}".rstrip())
+    run(body())

@@ -55,6 +55,7 @@ def _state(one: pb.Send) -> str:
 
 @app.command(
     epilog=examples(
+        'tidings sends create announcement --category news --channel in_app --everybody --params "$(cat rain.json)"',
         """tidings sends create news --category news --channel email --user ID --params '{"what": "Rain"}'""",
         "tidings sends create news --category news --channel email --users-file ids.txt --at 2027-01-31T09:00:00+01:00",
         "tidings sends create news --category news --channel in_app --label plan=gold --locale de --dry-run",

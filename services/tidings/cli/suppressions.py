@@ -1,4 +1,4 @@
-"""`tidings suppressions list|add|remove`: addresses that are not written to."""
+"""`tidings suppressions list|get|add|remove`: addresses that are not written to."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tidings.notifications.v1 import preferences_pb2
 _Suppression = preferences_pb2.Suppression
 
 _LIST_EXAMPLES = examples("tidings suppressions list --reason bounced", "tidings suppressions list --address a@b.com")
+_GET_EXAMPLES = examples("tidings suppressions get ada@example.com", "tidings suppressions get ada@example.com --json")
 _ADD_EXAMPLES = examples("tidings suppressions add ada@example.com --reason complained --detail 'called on Monday'")
 _REMOVE_EXAMPLES = examples("tidings suppressions remove ada@example.com")
 _COLUMNS = ("CREATED", "CHANNEL", "ADDRESS", "REASON", "BY", "DETAIL")
@@ -65,6 +66,21 @@ def list_suppressions(
                 page_size=listing.page_size(limit, everything),
             )
             await listing.show(found, _COLUMNS, _row, limit=limit, everything=everything, as_json=as_json)
+
+    run(body())
+
+
+@app.command("get", epilog=_GET_EXAMPLES)
+def get(target: _Address, address: NotificationsAddress = NOTIFICATIONS_ADDRESS, as_json: Json = False) -> None:
+    """Show why an address is suppressed, since when and by whom. Exit code 4 if it is not."""
+
+    async def body() -> None:
+        async with preferences_at(address) as preferences:
+            found = await preferences.suppression(target)
+        if as_json:
+            output.write([output.json_line(found)])
+        else:
+            output.record(zip(("created", "channel", "address", "reason", "by", "detail"), _row(found), strict=True))
 
     run(body())
 

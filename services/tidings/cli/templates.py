@@ -96,6 +96,7 @@ def _row(template: templates_pb2.Template) -> list[str]:
         "tidings templates preview welcome --locale de-AT",
         "tidings templates preview welcome --part html > welcome.html",
         """tidings templates preview email-changed --sample '{"recipient": "previous"}'""",
+        """tidings templates preview announcement --sample '{"params": {"subject": "Rain", "text": "All day."}}'""",
     )
 )
 def preview(

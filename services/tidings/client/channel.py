@@ -37,7 +37,12 @@ _RETRIED = {
         "ExplainDelivery",
     ),
     "tidings.notifications.v1.EndpointService": ("CreateEndpoint", "GetEndpoint", "ListEndpoints"),
-    "tidings.notifications.v1.PreferenceService": ("GetPreferences", "ListCategories", "ListSuppressions"),
+    "tidings.notifications.v1.PreferenceService": (
+        "GetPreferences",
+        "ListCategories",
+        "GetSuppression",
+        "ListSuppressions",
+    ),
     "tidings.notifications.v1.InAppService": ("ListInAppNotifications", "GetInAppCounts"),
     "tidings.notifications.v1.TemplateService": ("ListTemplates",),
     "tidings.notifications.v1.SendService": ("SendNotification", "GetSend", "ListSends", "CancelSend"),

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 import grpc.aio
 
-from tidings.client.unary import TIMEOUT, answer
+from tidings.client.unary import TIMEOUT, answer, pages
 from tidings.notifications.v1 import digests_pb2, digests_pb2_grpc
 
 _PAGE_SIZE = 100
@@ -35,13 +35,9 @@ class Digests:
             request.filter.name = name
             request.filter.notification_id = notification_id
             request.filter.state = state
-        while True:
-            page = await answer(self._stub.ListDigests(request, timeout=self._timeout))
+        async for page in pages(self._stub.ListDigests, request, self._timeout):
             for digest in page.digests:
                 yield digest
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def get(self, identity: str) -> digests_pb2.Digest:
         """One digest; UNKNOWN_DIGEST if there is none."""

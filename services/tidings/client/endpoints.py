@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable
 import grpc.aio
 from google.protobuf import field_mask_pb2
 
-from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer, new_request_id
+from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer, new_request_id, pages
 from tidings.notifications.v1 import endpoints_pb2, endpoints_pb2_grpc
 
 # A test waits for the endpoint, which gets 10 s unless the operator says otherwise; seconds.
@@ -51,13 +51,9 @@ class WebhookEndpoints:
         request = endpoints_pb2.ListEndpointsRequest(page_size=page_size)
         if state:
             request.filter.state = state
-        while True:
-            page = await answer(self._stub.ListEndpoints(request, timeout=self._timeout))
+        async for page in pages(self._stub.ListEndpoints, request, self._timeout):
             for endpoint in page.endpoints:
                 yield endpoint
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def update(self, endpoint: endpoints_pb2.Endpoint, fields: Iterable[str]) -> endpoints_pb2.Endpoint:
         """Changes the named fields to what `endpoint` has; with `endpoint.version` set only if that is the current

@@ -17,7 +17,7 @@ import grpc.aio
 
 from tidings.client.cursor import CursorStore
 from tidings.client.notifications import NotificationBatch, NotificationFeed
-from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer
+from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer, pages
 from tidings.notifications.v1 import in_app_pb2, in_app_pb2_grpc, notifications_pb2
 
 _LIST, _UPDATE = in_app_pb2.ListInAppNotificationsRequest, in_app_pb2.UpdateInAppNotificationsRequest
@@ -50,13 +50,9 @@ class InApp:
         """Notifications, newest first; pages are fetched as they are needed. `archived` is None for both."""
         matching = _LIST.Filter(unread=unread, unseen=unseen, archived=_ARCHIVED[archived], category=category)
         request = _LIST(user_id=self._user_id, page_size=page_size, filter=matching)
-        while True:
-            page = await answer(self._stub.ListInAppNotifications(request, timeout=self._timeout))
+        async for page in pages(self._stub.ListInAppNotifications, request, self._timeout):
             for notification in page.notifications:
                 yield notification
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def counts(self) -> notifications_pb2.InAppCounts:
         """How many are there that are not archived, and of those unseen and unread."""

@@ -14,7 +14,7 @@ from tidings.client.cursor import CursorStore
 from tidings.client.feed import interval_message
 from tidings.client.follow import Follower
 from tidings.client.reader import Source, Stretch
-from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer
+from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer, pages
 from tidings.notifications.v1 import notifications_pb2, notifications_pb2_grpc
 
 # What is done to all that match takes its time, page by page; seconds.
@@ -46,13 +46,9 @@ class Notifications:
             request.filter.send_id = send_id
             request.filter.category = category
             request.filter.digest_id = digest_id
-        while True:
-            page = await answer(self._stub.ListNotifications(request, timeout=self._timeout))
+        async for page in pages(self._stub.ListNotifications, request, self._timeout):
             for notification in page.notifications:
                 yield notification
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def deliveries(
         self,
@@ -70,13 +66,9 @@ class Notifications:
             request.filter.notification_id = notification_id
             request.filter.channel = channel
             request.filter.state = state
-        while True:
-            page = await answer(self._stub.ListDeliveries(request, timeout=self._timeout))
+        async for page in pages(self._stub.ListDeliveries, request, self._timeout):
             for delivery in page.deliveries:
                 yield delivery
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def explain(
         self, *, event_id: str = "", send_id: str = "", notification_id: str = "", user_id: str = ""

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable
 import grpc.aio
 from google.protobuf import field_mask_pb2
 
-from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer
+from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer, pages
 from tidings.notifications.v1 import preferences_pb2, preferences_pb2_grpc
 
 
@@ -53,6 +53,11 @@ class Preferences:
         request = preferences_pb2.CreateSuppressionRequest(suppression=given)
         return await answer(self._stub.CreateSuppression(request, timeout=self._timeout))
 
+    async def suppression(self, target: str, *, channel: str = "email") -> preferences_pb2.Suppression:
+        """The suppression of an address, in upper or lower case; NOT_SUPPRESSED if there is none."""
+        request = preferences_pb2.GetSuppressionRequest(channel=channel, target=target)
+        return await answer(self._stub.GetSuppression(request, timeout=self._timeout))
+
     async def suppressions(
         self,
         *,
@@ -67,13 +72,9 @@ class Preferences:
             request.filter.channel = channel
             request.filter.target = target
             request.filter.reason = reason
-        while True:
-            page = await answer(self._stub.ListSuppressions(request, timeout=self._timeout))
+        async for page in pages(self._stub.ListSuppressions, request, self._timeout):
             for suppression in page.suppressions:
                 yield suppression
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def unsuppress(self, target: str, *, channel: str = "email") -> preferences_pb2.Suppression:
         """Ends a suppression and returns it; NOT_SUPPRESSED if there is none."""

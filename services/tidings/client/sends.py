@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import grpc.aio
 
-from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer, new_request_id
+from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer, new_request_id, pages
 from tidings.notifications.v1 import sends_pb2, sends_pb2_grpc
 
 _ENDED = (sends_pb2.Send.SENT, sends_pb2.Send.CANCELLED, sends_pb2.Send.FAILED)
@@ -46,13 +46,9 @@ class Sends:
         """Sends, newest first, without what is long; pages are fetched as they are needed."""
         request = sends_pb2.ListSendsRequest(page_size=page_size)
         request.filter.CopyFrom(sends_pb2.ListSendsRequest.Filter(state=state, category=category, actor=actor))
-        while True:
-            page = await answer(self._stub.ListSends(request, timeout=self._timeout))
+        async for page in pages(self._stub.ListSends, request, self._timeout):
             for send in page.sends:
                 yield send
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def cancel(self, send_id: str) -> sends_pb2.Send:
         """Cancels a send; one that is cancelled already is returned as it is."""

@@ -8,7 +8,7 @@ from typing import Any
 import grpc.aio
 from google.protobuf import struct_pb2
 
-from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer
+from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer, pages
 from tidings.notifications.v1 import templates_pb2, templates_pb2_grpc
 
 # A test-send waits for a mail server, a reload for every template to be compiled; seconds.
@@ -39,12 +39,8 @@ class Templates:
     async def pages(self, *, page_size: int = PAGE_SIZE) -> AsyncGenerator[templates_pb2.ListTemplatesResponse, None]:
         """The same by pages, each with the version in use and why changed files are refused."""
         request = templates_pb2.ListTemplatesRequest(page_size=page_size)
-        while True:
-            page = await answer(self._stub.ListTemplates(request, timeout=self._timeout))
+        async for page in pages(self._stub.ListTemplates, request, self._timeout):
             yield page
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def preview(
         self, template: str, *, locale: str = "", sample: Mapping[str, Any] | None = None, html: bool = True

@@ -8,7 +8,7 @@ import grpc.aio
 from google.protobuf import field_mask_pb2
 
 from tidings.client.imports import Import, Imported, ImportProgress
-from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer, new_request_id
+from tidings.client.unary import PAGE_SIZE, TIMEOUT, answer, new_request_id, pages
 from tidings.users.v1 import users_pb2, users_pb2_grpc
 
 
@@ -79,13 +79,9 @@ class Users:
         if username_prefix or email_prefix:
             request.filter.username_prefix = username_prefix
             request.filter.email_prefix = email_prefix
-        while True:
-            page = await answer(self._stub.ListUsers(request, timeout=self._timeout))
+        async for page in pages(self._stub.ListUsers, request, self._timeout):
             for user in page.users:
                 yield user
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def update(
         self, user: users_pb2.User, fields: Iterable[str], *, request_id: str | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from notification_service import retries
@@ -14,40 +15,12 @@ from notification_service.channels.email import EmailChannel
 from notification_service.channels.webhook import WebhookChannel
 from notification_service.compose import Composer
 from notification_service.domain import Ended, Notification, Result, State
-from notification_service.store import feed, leases
+from notification_service.store import leases, writes
+from tests.faultrun.switches import Switch, once_in, put, switch
 from tidings.users.v1 import users_pb2
 
-
-@dataclass(frozen=True, slots=True)
-class Switch:
-    """A way to break the service, and the promise that it breaks."""
-
-    name: str
-    promise: str
-    what: str
-    apply: Callable[[], None]
-
-
 SWITCHES: dict[str, Switch] = {}
-
-
-def _switch(promise: str, what: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    def register(apply: Callable[[], None]) -> Callable[[], None]:
-        name = apply.__name__.strip("_")
-        SWITCHES[name] = Switch(name, promise, what, apply)
-        return apply
-
-    return register
-
-
-def _put(owner: object, name: str, replacement: object) -> None:
-    """Replaces something of a module or class."""
-    assert hasattr(owner, name)
-    setattr(owner, name, replacement)
-
-
-def _once_in(count: int) -> bool:
-    return random.randrange(count) == 0
+_switch = partial(switch, SWITCHES)
 
 
 # How deliveries end
@@ -59,7 +32,7 @@ def _break_ends(spoil: Callable[[Ended], Ended]) -> None:
     def broken(*arguments: Any, **named: Any) -> Ended:
         return spoil(decide(*arguments, **named))
 
-    _put(retries, "decide", broken)
+    put(retries, "decide", broken)
 
 
 @_switch("Ended", "parks without a reason")
@@ -70,7 +43,7 @@ def _shrugs() -> None:
 @_switch("Ended", "tries some again in a year")
 def _dallies() -> None:
     def spoil(ended: Ended) -> Ended:
-        return replace(ended, delay=2_000_000.0) if ended.state is State.PENDING and _once_in(20) else ended
+        return replace(ended, delay=2_000_000.0) if ended.state is State.PENDING and once_in(20) else ended
 
     _break_ends(spoil)
 
@@ -79,38 +52,38 @@ def _dallies() -> None:
 
 
 def _break_composing(spoil: Callable[[Notification], Notification]) -> None:
-    compose = Composer.compose
+    compose = Composer.compose_all
 
-    def broken(self: Composer, event: users_pb2.UserEvent) -> list[Notification]:
-        return [spoil(one) for one in compose(self, event)]
+    def broken(self: Composer, events: Sequence[users_pb2.UserEvent]) -> list[Notification]:
+        return [spoil(one) for one in compose(self, events)]
 
-    _put(Composer, "compose", broken)
+    put(Composer, "compose_all", broken)
 
 
 @_switch("Complete", "leaves out the last delivery of some notifications")
 def _drops() -> None:
-    _break_composing(lambda made: replace(made, deliveries=made.deliveries[:-1]) if _once_in(50) else made)
+    _break_composing(lambda made: replace(made, deliveries=made.deliveries[:-1]) if once_in(50) else made)
 
 
 @_switch("Complete", "makes nothing of some events")
 def _overlooks() -> None:
-    compose = Composer.compose
+    compose = Composer.compose_all
 
-    def broken(self: Composer, event: users_pb2.UserEvent) -> list[Notification]:
-        return [] if _once_in(50) else compose(self, event)
+    def broken(self: Composer, events: Sequence[users_pb2.UserEvent]) -> list[Notification]:
+        return compose(self, [event for event in events if not once_in(50)])
 
-    _put(Composer, "compose", broken)
+    put(Composer, "compose_all", broken)
 
 
 @_switch("Dense", "skips positions")
 def _skips() -> None:
-    arrays = feed._notification_arrays
+    arrays = writes._notification_arrays
 
     def broken(made: Sequence[Notification]) -> dict[str, Any]:
-        more = len(made) + _once_in(10)
+        more = len(made) + once_in(10)
         return {**arrays(made), "more_notifications": more}
 
-    _put(feed, "_notification_arrays", broken)
+    put(writes, "_notification_arrays", broken)
 
 
 # What is sent
@@ -123,13 +96,13 @@ def _break_sending(broken: Callable[[Callable[[Message], Any], Message], Any]) -
         def wrapped(self: Any, message: Message, send: Any = send) -> Any:
             return broken(lambda changed: send(self, changed), message)
 
-        _put(channel, "send", wrapped)
+        put(channel, "send", wrapped)
 
 
 @_switch("Known", "takes some for sent that it has not sent")
 def _believes() -> None:
     async def broken(send: Callable[[Message], Any], message: Message) -> Outcome:
-        made: Outcome = Outcome(Result.SUCCEEDED, 250) if _once_in(50) else await send(message)
+        made: Outcome = Outcome(Result.SUCCEEDED, 250) if once_in(50) else await send(message)
         return made
 
     _break_sending(broken)
@@ -139,7 +112,7 @@ def _believes() -> None:
 def _renames() -> None:
     async def broken(send: Callable[[Message], Any], message: Message) -> Outcome:
         key = message.idempotency_key
-        if _once_in(50):
+        if once_in(50):
             key = f"<{uuid.uuid4()}@other.example>" if key.startswith("<") else str(uuid.uuid4())
         made: Outcome = await send(replace(message, idempotency_key=key))
         return made
@@ -162,7 +135,7 @@ def _rewrites() -> None:
 def _doubts() -> None:
     async def broken(send: Callable[[Message], Any], message: Message) -> Outcome:
         made: Outcome = await send(message)
-        return Outcome(Result.FAILED) if made.result is Result.SUCCEEDED and _once_in(20) else made
+        return Outcome(Result.FAILED) if made.result is Result.SUCCEEDED and once_in(20) else made
 
     _break_sending(broken)
 
@@ -173,4 +146,4 @@ def _overtakes() -> None:
         statement = getattr(leases, name)
         waits = "earlier.position < due.position"
         assert waits in statement
-        _put(leases, name, statement.replace(waits, f"{waits} AND false"))
+        put(leases, name, statement.replace(waits, f"{waits} AND false"))

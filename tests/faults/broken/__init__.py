@@ -4,6 +4,6 @@ Each switch replaces one thing of the shipped service when the process starts, a
 that each check can fail, and that an ordinary run finds what it is there to find. Nothing of this is shipped.
 """
 
-from tests.faults.broken.switches import SWITCHES, Switch
+from tests.faults.broken.switches import SWITCHES
 
-__all__ = ["SWITCHES", "Switch"]
+__all__ = ["SWITCHES"]

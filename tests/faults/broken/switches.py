@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from tests.faultrun.switches import Switch, once_in, put, switch
 from user_service import errors, events, reads, snapshot, store, tokens
 from user_service.events import Entry
 from user_service.watch import Streams
@@ -15,37 +17,8 @@ from user_service.watch_request import WatchRequest
 from user_service.window import Window
 from user_service.writer import Writer
 
-
-@dataclass(frozen=True, slots=True)
-class Switch:
-    """A way to break the service, and the promise that it breaks."""
-
-    name: str
-    promise: str
-    what: str
-    apply: Callable[[], None]
-
-
 SWITCHES: dict[str, Switch] = {}
-
-
-def _switch(promise: str, what: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    def register(apply: Callable[[], None]) -> Callable[[], None]:
-        name = apply.__name__.strip("_")
-        SWITCHES[name] = Switch(name, promise, what, apply)
-        return apply
-
-    return register
-
-
-def _put(owner: object, name: str, replacement: object) -> None:
-    """Replaces something of a module or class."""
-    assert hasattr(owner, name)
-    setattr(owner, name, replacement)
-
-
-def _once_in(count: int) -> bool:
-    return random.randrange(count) == 0
+_switch = partial(switch, SWITCHES)
 
 
 # What is in a message
@@ -57,11 +30,11 @@ def _break_messages(spoil: Callable[[list[bytes], int], None]) -> None:
 
     def broken(entries: Sequence[Entry], include_previous: bool) -> list[bytes]:
         elements = join(entries, include_previous)
-        if len(elements) > 1 and _once_in(50):
+        if len(elements) > 1 and once_in(50):
             spoil(elements, random.randrange(len(elements) - 1))
         return elements
 
-    _put(events, "join", broken)
+    put(events, "join", broken)
 
 
 @_switch("Ordered", "swaps two events of a message")
@@ -97,21 +70,21 @@ def _splits() -> None:
 
     def broken_after(self: Window, position: int, limit: int) -> list[Entry]:
         entries = after(self, position, limit)
-        return ends(entries) if _once_in(10) else entries
+        return ends(entries) if once_in(10) else entries
 
     async def broken_read(*arguments: Any) -> reads.Page | None:
         page = await read(*arguments)
-        if page is None or not _once_in(10):
+        if page is None or not once_in(10):
             return page
         return replace(page, group_end=True, entries=lambda: ends(page.entries()))
 
-    _put(Window, "after", broken_after)
-    _put(reads, "page", broken_read)
+    put(Window, "after", broken_after)
+    put(reads, "page", broken_read)
 
 
 @_switch("Atomic", "sends messages of more than 1 MiB")
 def _bulky() -> None:
-    _put(events, "LARGEST_MESSAGE", 8 << 20)
+    put(events, "LARGEST_MESSAGE", 8 << 20)
 
 
 # What is told, and when
@@ -130,8 +103,8 @@ def _hasty() -> None:
         writing[0]._committed(entries)
         await commit(connection, locked, changes, entries, kept)
 
-    _put(Writer, "_transact", noted)
-    _put(store, "commit", broken)
+    put(Writer, "_transact", noted)
+    put(store, "commit", broken)
 
 
 @_switch("Honest", "takes a COMMIT whose answer was lost for done")
@@ -139,7 +112,7 @@ def _believes() -> None:
     async def broken(self: Writer, *arguments: Any) -> bool:
         return True
 
-    _put(Writer, "_is_committed", broken)
+    put(Writer, "_is_committed", broken)
 
 
 @_switch("Honest", "acknowledges changes that it has rolled back")
@@ -147,12 +120,12 @@ def _forgets() -> None:
     commit = store.commit
 
     async def broken(connection: Any, *arguments: Any) -> None:
-        if _once_in(100):
+        if once_in(100):
             await store.roll_back(connection)
         else:
             await commit(connection, *arguments)
 
-    _put(store, "commit", broken)
+    put(store, "commit", broken)
 
 
 # Where a stream begins
@@ -165,11 +138,11 @@ def _leaps() -> None:
     async def broken(self: Streams, request: WatchRequest) -> Any:
         begun = await start(self, request)
         token = begun.token
-        if isinstance(request.start, tokens.ResumeToken) and token.position < begun.head and _once_in(5):
+        if isinstance(request.start, tokens.ResumeToken) and token.position < begun.head and once_in(5):
             return replace(begun, token=replace(token, position=token.position + 1))
         return begun
 
-    _put(Streams, "_start", broken)
+    put(Streams, "_start", broken)
 
 
 @_switch("Resumable", "accepts tokens of other logs")
@@ -180,7 +153,7 @@ def _trusts() -> None:
         seen = await self._event_hash(token.position)
         return await resume(self, replace(token, log_id=self._log_id, event_hash=seen), *arguments)
 
-    _put(Streams, "_resume", broken)
+    put(Streams, "_resume", broken)
 
 
 @_switch("Resumable", "refuses good tokens")
@@ -188,11 +161,11 @@ def _refuses() -> None:
     resume = Streams._resume
 
     async def broken(self: Streams, token: tokens.ResumeToken, *arguments: Any) -> Any:
-        if _once_in(20):
+        if once_in(20):
             raise errors.diverged_token(token.position)
         return await resume(self, token, *arguments)
 
-    _put(Streams, "_resume", broken)
+    put(Streams, "_resume", broken)
 
 
 # What else a stream is told
@@ -204,13 +177,13 @@ def _break_streams(broken: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]
     def wrapped(self: Streams, request: WatchRequest, caller: str) -> AsyncIterator[bytes]:
         return broken(stream(self, request, caller))
 
-    _put(Streams, "stream", wrapped)
+    put(Streams, "stream", wrapped)
 
 
 @_switch("Bookmarked", "begins a stream without a bookmark")
 def _mute() -> None:
     async def broken(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        skipping = _once_in(10)
+        skipping = once_in(10)
         async for message in messages:
             if not skipping:
                 yield message
@@ -226,7 +199,7 @@ def _silent() -> None:
     def broken(self: Streams, request: WatchRequest, caller: str) -> AsyncIterator[bytes]:
         return stream(self, replace(request, bookmark_interval=300.0), caller)
 
-    _put(Streams, "stream", broken)
+    put(Streams, "stream", broken)
 
 
 @_switch("Fair", "keeps everything for a stream that does not read")
@@ -273,8 +246,8 @@ def _overlooks() -> None:
 
     async def broken(*arguments: Any) -> Any:
         rows, last, is_end = await read(*arguments)
-        if rows and _once_in(10):
+        if rows and once_in(10):
             del rows[random.randrange(len(rows))]
         return rows, last, is_end
 
-    _put(snapshot, "_read", broken)
+    put(snapshot, "_read", broken)

@@ -1144,6 +1144,7 @@ class Inbox(_message.Message):
     """The last position of the user feed up to which everything is processed, and its feed's identity."""
     position: _builtins.int
     notifications: _builtins.int
+    """Of all that there ever were, also of those that are no longer kept; so is `delivered`."""
     pending: _builtins.int
     delivered: _builtins.int
     parked: _builtins.int

@@ -441,6 +441,29 @@ class CreateSuppressionRequest(_message.Message):
 Global___CreateSuppressionRequest: _TypeAlias = CreateSuppressionRequest  # noqa: Y015
 
 @_typing.final
+class GetSuppressionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    target: _builtins.str
+    """In upper or lower case."""
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        target: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSuppressionRequest: _TypeAlias = GetSuppressionRequest  # noqa: Y015
+
+@_typing.final
 class ListSuppressionsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -54,6 +54,11 @@ class PreferenceServiceStub:
                 request_serializer=tidings_dot_notifications_dot_v1_dot_preferences__pb2.CreateSuppressionRequest.SerializeToString,
                 response_deserializer=tidings_dot_notifications_dot_v1_dot_preferences__pb2.Suppression.FromString,
                 _registered_method=True)
+        self.GetSuppression = channel.unary_unary(
+                '/tidings.notifications.v1.PreferenceService/GetSuppression',
+                request_serializer=tidings_dot_notifications_dot_v1_dot_preferences__pb2.GetSuppressionRequest.SerializeToString,
+                response_deserializer=tidings_dot_notifications_dot_v1_dot_preferences__pb2.Suppression.FromString,
+                _registered_method=True)
         self.ListSuppressions = channel.unary_unary(
                 '/tidings.notifications.v1.PreferenceService/ListSuppressions',
                 request_serializer=tidings_dot_notifications_dot_v1_dot_preferences__pb2.ListSuppressionsRequest.SerializeToString,
@@ -98,6 +103,13 @@ class PreferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSuppression(self, request, context):
+        """Returns the suppression of an address. Refused with NOT_SUPPRESSED if there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSuppressions(self, request, context):
         """Lists suppressed addresses, by channel and address.
         """
@@ -133,6 +145,11 @@ def add_PreferenceServiceServicer_to_server(servicer, server):
             'CreateSuppression': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateSuppression,
                     request_deserializer=tidings_dot_notifications_dot_v1_dot_preferences__pb2.CreateSuppressionRequest.FromString,
+                    response_serializer=tidings_dot_notifications_dot_v1_dot_preferences__pb2.Suppression.SerializeToString,
+            ),
+            'GetSuppression': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSuppression,
+                    request_deserializer=tidings_dot_notifications_dot_v1_dot_preferences__pb2.GetSuppressionRequest.FromString,
                     response_serializer=tidings_dot_notifications_dot_v1_dot_preferences__pb2.Suppression.SerializeToString,
             ),
             'ListSuppressions': grpc.unary_unary_rpc_method_handler(
@@ -253,6 +270,33 @@ class PreferenceService:
             target,
             '/tidings.notifications.v1.PreferenceService/CreateSuppression',
             tidings_dot_notifications_dot_v1_dot_preferences__pb2.CreateSuppressionRequest.SerializeToString,
+            tidings_dot_notifications_dot_v1_dot_preferences__pb2.Suppression.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSuppression(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidings.notifications.v1.PreferenceService/GetSuppression',
+            tidings_dot_notifications_dot_v1_dot_preferences__pb2.GetSuppressionRequest.SerializeToString,
             tidings_dot_notifications_dot_v1_dot_preferences__pb2.Suppression.FromString,
             options,
             channel_credentials,

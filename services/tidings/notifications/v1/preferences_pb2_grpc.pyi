@@ -41,6 +41,8 @@ class PreferenceServiceStub:
     """Lists the categories of the operator's file, by name, with the entry "*" for all others last."""
     CreateSuppression: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.CreateSuppressionRequest, _preferences_pb2.Suppression]
     """Suppresses an address. Refused with SUPPRESSED, which says why, if it is suppressed already."""
+    GetSuppression: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.GetSuppressionRequest, _preferences_pb2.Suppression]
+    """Returns the suppression of an address. Refused with NOT_SUPPRESSED if there is none."""
     ListSuppressions: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.ListSuppressionsRequest, _preferences_pb2.ListSuppressionsResponse]
     """Lists suppressed addresses, by channel and address."""
     DeleteSuppression: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.DeleteSuppressionRequest, _preferences_pb2.Suppression]
@@ -59,6 +61,8 @@ class PreferenceServiceAsyncStub(PreferenceServiceStub):
     """Lists the categories of the operator's file, by name, with the entry "*" for all others last."""
     CreateSuppression: _aio.UnaryUnaryMultiCallable[_preferences_pb2.CreateSuppressionRequest, _preferences_pb2.Suppression]  # type: ignore[assignment]
     """Suppresses an address. Refused with SUPPRESSED, which says why, if it is suppressed already."""
+    GetSuppression: _aio.UnaryUnaryMultiCallable[_preferences_pb2.GetSuppressionRequest, _preferences_pb2.Suppression]  # type: ignore[assignment]
+    """Returns the suppression of an address. Refused with NOT_SUPPRESSED if there is none."""
     ListSuppressions: _aio.UnaryUnaryMultiCallable[_preferences_pb2.ListSuppressionsRequest, _preferences_pb2.ListSuppressionsResponse]  # type: ignore[assignment]
     """Lists suppressed addresses, by channel and address."""
     DeleteSuppression: _aio.UnaryUnaryMultiCallable[_preferences_pb2.DeleteSuppressionRequest, _preferences_pb2.Suppression]  # type: ignore[assignment]
@@ -98,6 +102,14 @@ class PreferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_preferences_pb2.Suppression, _abc.Awaitable[_preferences_pb2.Suppression]]:
         """Suppresses an address. Refused with SUPPRESSED, which says why, if it is suppressed already."""
+
+    @_abc_1.abstractmethod
+    def GetSuppression(
+        self,
+        request: _preferences_pb2.GetSuppressionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_preferences_pb2.Suppression, _abc.Awaitable[_preferences_pb2.Suppression]]:
+        """Returns the suppression of an address. Refused with NOT_SUPPRESSED if there is none."""
 
     @_abc_1.abstractmethod
     def ListSuppressions(

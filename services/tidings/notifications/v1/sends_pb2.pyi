@@ -300,7 +300,7 @@ class SendNotificationRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Required: a UUID, the key by which a repetition is known, for good."""
+    """Required: a UUID, the key by which a repetition is known, for as long as the send is kept."""
     validate_only: _builtins.bool
     """Checks everything and stores nothing. The answer has no id, and counts as of now: `matched`, and for ids `unknown`
     and `deleted`.

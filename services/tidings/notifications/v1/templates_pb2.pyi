@@ -165,6 +165,7 @@ class PreviewTemplateRequest(_message.Message):
           `event`: an object with any of type, time, position, changed_fields, actor
           `recipient`: "current" or "previous"
           `unsubscribe_url`: a text, empty unless given
+          `params`: an object; the template is tried as a send would say it, so there is no `event` and no `previous`
         Times are texts as in proto3 JSON, 2026-01-31T12:00:00Z.
         """
 

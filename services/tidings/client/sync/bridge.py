@@ -1,14 +1,9 @@
-"""The client for programs without an event loop: the same names, for plain threads.
-
-    with sync.connect("localhost:50051") as channel:
-        ada = sync.Users(channel).create(User(username="ada", email="ada@example.com"))
-        for batch in sync.UserFeed(channel, cursor=FileCursor("mirror.cursor")):
-            ...
+"""Between threads that wait and the event loop that works for them.
 
 One daemon thread of the process runs the event loop of all channels, for several loops would disturb each other in
 gRPC. A call waits for it and, meanwhile, does in its own thread what the loop wants of a blocking cursor store: a store
 that keeps to one thread, such as a database connection, just works. Whatever interrupts the waiting thread, Ctrl-C for
-instance, cancels the call, and is raised once the call has ended. Do not fork once a channel has been opened.
+instance, cancels the call, and is raised once the call has ended.
 """
 
 from __future__ import annotations
@@ -19,27 +14,22 @@ import functools
 import inspect
 import sys
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextvars import ContextVar, copy_context
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 import grpc.aio
 
 from tidings.client import channel as aio_channel
 from tidings.client import cursor as aio_cursor
-from tidings.client import feed as aio_feed
-from tidings.client import users as aio_users
 from tidings.client.errors import TidingsError
-from tidings.client.feed import Batch, Start
-from tidings.client.follow import LostPlace
-from tidings.client.unary import TIMEOUT
-from tidings.users.v1 import users_pb2
 
 P = ParamSpec("P")
 T = TypeVar("T")
+A = TypeVar("A")
 
 # What a coroutine wants done in the thread that waits for it; None: there will be nothing more.
 _Errands = SimpleQueue[Callable[[], None] | None]
@@ -111,78 +101,37 @@ def _blocking_connect(connect: Callable[P, grpc.aio.Channel]) -> Callable[P, Cha
 connect = _blocking_connect(aio_channel.connect)
 
 
-class _FeedOptions(TypedDict, total=False):
-    start: Start
-    snapshot_on: LostPlace
-    user_ids: Collection[str] | None
-    labels: Mapping[str, str] | None
-    types: Collection[users_pb2.UserEvent.Type.ValueType] | None
-    changed_fields: Collection[str] | None
-    shard: tuple[int, int] | None
-    include_previous: bool
-    bookmark_interval: float
-    max_batch: int
-    linger: float
-    progress: bool
+class Client(Generic[A]):
+    """Calls a service over a channel, through the client of an event loop that `aio` is."""
+
+    def __init__(self, channel: Channel, aio: A) -> None:
+        self.channel = channel
+        self.aio = aio
 
 
-class UserFeed:
-    """As `tidings.client.UserFeed`, for `for batch in feed`. The cursor store may be a blocking one or an async one."""
+def blocking(method: Callable[Concatenate[A, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Client[A], P], T]:
+    """A method of an async client, which returns when the answer is there."""
 
-    def __init__(
-        self,
-        channel: Channel,
-        *,
-        cursor: CursorStore | aio_cursor.CursorStore | None = None,
-        **options: Unpack[_FeedOptions],
-    ) -> None:
-        self._channel = channel
-        stored = _Cursor(cursor) if cursor else None
-        self._feed = aio_feed.UserFeed(channel.aio, cursor=stored, **options)
-
-    def __iter__(self) -> Generator[Batch, None, None]:
-        return _iterated(self._channel, aiter(self._feed))
-
-
-def _blocking(
-    method: Callable[Concatenate[aio_users.Users, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[Users, P], T]:
     @functools.wraps(method)
-    def call(self: Users, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self: Client[A], /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self.channel.run(method(self.aio, *args, **kwargs))
 
     return call
 
 
-def _blocking_iteration(
-    method: Callable[Concatenate[aio_users.Users, P], AsyncGenerator[T, None]],
-) -> Callable[Concatenate[Users, P], Generator[T, None, None]]:
+def blocking_iteration(
+    method: Callable[Concatenate[A, P], AsyncGenerator[T, None]],
+) -> Callable[Concatenate[Client[A], P], Generator[T, None, None]]:
+    """A method of an async client that makes an iterator, for a plain loop."""
+
     @functools.wraps(method)
-    def call(self: Users, /, *args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
-        return _iterated(self.channel, method(self.aio, *args, **kwargs))
+    def call(self: Client[A], /, *args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
+        return iterated(self.channel, method(self.aio, *args, **kwargs))
 
     return call
 
 
-class Users:
-    """As `tidings.client.Users`: the same methods, which return when the answer is there."""
-
-    def __init__(self, channel: Channel, *, timeout: float = TIMEOUT) -> None:
-        self.channel = channel
-        self.aio = aio_users.Users(channel.aio, timeout=timeout)
-
-    create = _blocking(aio_users.Users.create)
-    create_batch = _blocking(aio_users.Users.create_batch)
-    get = _blocking(aio_users.Users.get)
-    get_batch = _blocking(aio_users.Users.get_batch)
-    list = _blocking_iteration(aio_users.Users.list)
-    update = _blocking(aio_users.Users.update)
-    delete = _blocking(aio_users.Users.delete)
-    undelete = _blocking(aio_users.Users.undelete)
-    feed = _blocking(aio_users.Users.feed)
-
-
-def _iterated(channel: Channel, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+def iterated(channel: Channel, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
     """The items of an async generator, until it ends or the channel is closed."""
     try:
         while True:
@@ -224,8 +173,13 @@ async def _called(function: Callable[[], T]) -> T:
     return function()
 
 
+def stored(cursor: CursorStore | aio_cursor.CursorStore | None) -> aio_cursor.CursorStore | None:
+    """A cursor store of either kind, for the client of an event loop."""
+    return _Cursor(cursor) if cursor else None
+
+
 class _Cursor:
-    """A store of either kind. What it must do in the reader's thread, it has done there."""
+    """What the store must do in the reader's thread, it has done there."""
 
     def __init__(self, store: CursorStore | aio_cursor.CursorStore) -> None:
         self._store = store

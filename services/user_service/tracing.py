@@ -7,9 +7,10 @@ trace of its own, links to each call that is sampled, and is linked from it. Wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -27,8 +28,12 @@ _SEND = {
 }
 
 _tracer = trace.get_tracer(__name__)
-_enabled = telemetry.enabled()
-_draw = telemetry.draw()
+
+
+@cache
+def _drawing() -> tuple[bool, Callable[[], bool] | None]:
+    """Whether spans are exported, and what draws the sampled traces: what the environment says, which is asked once."""
+    return telemetry.enabled(), telemetry.draw()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +60,13 @@ def sending_alone(trace_parent: str) -> Span | None:
     """`send user_events` of one event of an import, the root of a trace if it is sampled: each change has its own.
     Linked to the call, which may make millions, and is not asked whether these are sampled.
     """
-    if not _enabled or (_draw is not None and not _draw()):
+    enabled, draw = _drawing()
+    if not enabled or (draw is not None and not draw()):
         return None
     caller = trace.get_current_span(telemetry.extract(trace_parent, "")).get_span_context()
     return _tracer.start_span(
         "send user_events",
-        context=telemetry.sampled() if _draw is not None else Context(),
+        context=telemetry.sampled() if draw is not None else Context(),
         kind=SpanKind.PRODUCER,
         attributes=_SEND,
         links=[Link(caller)] if caller.is_valid else [],

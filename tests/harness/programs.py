@@ -38,7 +38,7 @@ _IMPORTED = {
     "tidings.cli": ("tidings.cli.app",),
 }
 # Read by a new interpreter, by the loader, or by what is imported.
-_OF_AN_INTERPRETER = ("PYTHON", "LD_", "GRPC_", "LC_", "LANG", "TZ", "OPENSSL_", "OTEL_")
+_OF_AN_INTERPRETER = ("PYTHON", "LD_", "GRPC_", "LC_", "LANG", "TZ", "OPENSSL_", "OTEL_PYTHON_", "OTEL_PROPAGATORS")
 
 
 def clean_environment() -> dict[str, str]:

@@ -24,8 +24,8 @@ DOCKER ?= $(firstword $(foreach tool,docker podman,$(if $(shell command -v $(too
 BUILD_ARGS ?=
 # Where the sources are published, for the image's label.
 SOURCE ?=
-# Tests mostly wait for processes: one more worker than processors.
-JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1 )))
+# Tests wait for processes much of their time: two more workers than processors.
+JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 2 )))
 
 .PHONY: help
 help: ## list the targets

@@ -242,12 +242,16 @@ async def test_bulk_goes_page_by_page_and_beside_others(
     api: Api, pool: Pool, composer: Composer, events: Events
 ) -> None:
     await park(api, composer, events, 250)
+    operations = (*Operation, *Operation)
+    connected = asyncio.Barrier(len(operations))
 
     async def work(operation: Operation) -> int:
         async with pool.connection() as connection:
+            # Whoever came much earlier would do it all alone.
+            await connected.wait()
             return await parked.change_all(connection, operation, {}, actor="", reason="", page=20)
 
-    counts = await asyncio.gather(*(work(operation) for operation in (*Operation, *Operation)))
+    counts = await asyncio.gather(*map(work, operations))
     assert sum(counts) == 250
     assert all(count < 250 for count in counts)
     made = await api.all()

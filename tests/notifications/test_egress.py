@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +63,14 @@ FORBIDDEN = (
     "ff02::1",
     "not an address",
 )
+
+
+def test_the_docs_name_what_is_tried() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    table = text.partition("| refused | for example |")[2].partition("\n\n")[0]
+    named = {one for row in table.splitlines()[2:-1] for one in re.findall("`([^`]+)`", row)}
+    assert named
+    assert named <= set(FORBIDDEN)
 
 
 @pytest.mark.parametrize("address", PUBLIC)

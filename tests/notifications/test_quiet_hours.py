@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, time, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
@@ -113,6 +114,25 @@ def test_what_waits_is_sent_at_the_first_instant_outside(hours: QuietHours, plac
 def test_in_berlin(hours: QuietHours, local: str, until: str | None) -> None:
     expected = datetime.fromisoformat(until) if until else None
     assert quiet_until(hours, BERLIN, datetime.fromisoformat(local)) == expected
+
+
+def documented() -> list[tuple[str, ...]]:
+    """The rows of the table in the docs: zone, hours, when something is due, when it is sent."""
+    text = (Path(__file__).parents[2] / "docs" / "preferences.md").read_text()
+    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in text.splitlines() if "|" in line]
+    return [row for row in rows if " to " in row[1] and "/" in row[0]]
+
+
+def test_the_docs_have_examples() -> None:
+    assert len(documented()) >= 10
+
+
+@pytest.mark.parametrize(("zone", "between", "due", "sent"), documented())
+def test_as_the_docs_say(zone: str, between: str, due: str, sent: str) -> None:
+    start, end = map(time.fromisoformat, between.split(" to "))
+    instant, place = datetime.fromisoformat(due), ZoneInfo(zone)
+    local = (quiet_until(QuietHours(start, end), place, instant) or instant).astimezone(place)
+    assert local.isoformat(timespec="minutes") == sent
 
 
 def test_a_day_that_a_zone_left_out_ends_no_night() -> None:

@@ -232,6 +232,8 @@ def interrupted(address: str) -> None:
     """Ctrl-C comes again and again while users are created: nothing is missing, and only what was not processed comes
     again.
     """
+    # One that comes while the garbage of an earlier one is collected.
+    sys.unraisablehook = lambda one: None if one.exc_type is KeyboardInterrupt else sys.__unraisablehook__(one)
     # One that comes just after a coroutine was made.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")
     with sync.connect(address) as channel:

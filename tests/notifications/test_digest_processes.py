@@ -31,12 +31,12 @@ def files(path: Path) -> dict[str, object]:
 
 
 async def flush(process: ServiceProcess) -> int:
-    """Closes what is open; how many that were."""
+    """Closes what is open, unless another is about to for long; how many that were."""
     async with connect(process.address) as channel:
         digests = Digests(channel)
         opened = [one async for one in digests.list(state=digests_pb2.Digest.OPEN)]
         for one in opened:
-            assert (await digests.flush(one.id)).state == digests_pb2.Digest.CLOSED
+            await digests.flush(one.id)
         return len(opened)
 
 

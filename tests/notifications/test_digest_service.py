@@ -14,6 +14,7 @@ from notification_service import categories, domain, rules
 from notification_service.api.digests import DigestService
 from notification_service.api.templates import TemplateService
 from notification_service.channels.email import EmailChannel
+from notification_service.store import digests
 from servicekit import callers, guard
 from servicekit.configfile import InvalidConfigError
 from tests.notifications.conftest import SENDER, Events, write
@@ -88,6 +89,16 @@ async def test_a_flush_closes_at_once_and_may_be_repeated(site: Site, events: Ev
         with pytest.raises(ApiError) as refused:
             await call(identity)
         assert refused.value.reason == reason
+
+
+async def test_a_flush_waits_for_who_is_closing_it(site: Site, events: Events, api: Digests) -> None:
+    await site.store(renamed(events, events.user("ada")))
+    [opened] = await site.digests()
+    async with site.pool.connection() as connection:
+        # Whoever has taken it dies of that.
+        assert await digests.flush(connection, uuid.UUID(opened.id), lease=0.5)
+    assert (await api.flush(opened.id)).state == digests_pb2.Digest.CLOSED
+    assert len(await site.deliveries()) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -23,6 +24,8 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 # Each comes with the ids of its items.
 _LARGEST_PAGE = 100
+# For how long a flush waits for somebody else who closes the same digest, and looks how often; seconds.
+_PATIENCE, _PAUSE = 5.0, 0.05
 
 
 class DigestService(digests_pb2_grpc.DigestServiceServicer):
@@ -64,9 +67,16 @@ class DigestService(digests_pb2_grpc.DigestServiceServicer):
         identity = requests.one_id(request.id)
         before = await self._found(identity)
         if before.state == digests_pb2.Digest.OPEN:
-            with requests.reaching():
-                await self._flush(identity)
-            before = await self._found(identity)
+            loop = asyncio.get_running_loop()
+            until = loop.time() + _PATIENCE
+            while True:
+                with requests.reaching():
+                    await self._flush(identity)
+                before = await self._found(identity)
+                # Somebody else closes it at this moment, or has died of that.
+                if before.state != digests_pb2.Digest.OPEN or loop.time() > until:
+                    break
+                await asyncio.sleep(_PAUSE)
             log.info("a digest was flushed by a call", digest_id=str(identity), items=len(before.item_notification_ids))
         if before.state == digests_pb2.Digest.CANCELLED:
             raise errors.digest_cancelled(before.id, before.end_reason)

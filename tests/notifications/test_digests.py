@@ -291,7 +291,7 @@ async def test_the_loop_closes_what_is_due_and_survives_a_database_that_is_away(
         await eventually(lambda: _closed(site, 30))
         await site.connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()"
         )
         await site.store(renamed(events, events.user("later")))
         await site.pass_time(timedelta(hours=1))

@@ -217,7 +217,7 @@ async def test_a_connection_that_breaks_is_one_of_many(
             expected[name] = (1, f"{name}@example.com")
             await connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid != pg_backend_pid()"
+                " WHERE datname = current_database() AND usename = current_user AND pid != pg_backend_pid()"
             )
             await eventually(equals(connection, expected))
 

@@ -443,7 +443,7 @@ async def test_the_loop_outlives_a_database_that_is_away(
             await eventually(lambda: _is_empty(connection))
             await connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()"
             )
         assert not loop.done()
     finally:

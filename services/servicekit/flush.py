@@ -79,8 +79,12 @@ async def run(connection: Connection, calls: Sequence[Call]) -> list[list[TupleR
     transformer = Transformer.from_context(connection)
     rows = []
     for result in results:
-        transformer.set_pgresult(result)
-        rows.append(transformer.load_rows(0, result.ntuples, tuple) if result.ntuples else [])
+        if result.ntuples:
+            # Looks up how each column is read, which takes longer than a row.
+            transformer.set_pgresult(result)
+            rows.append(transformer.load_rows(0, result.ntuples, tuple))
+        else:
+            rows.append([])
     return rows
 
 

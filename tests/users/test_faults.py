@@ -125,11 +125,12 @@ async def test_a_paused_writer_that_holds_the_feed_is_passed_by(
 ) -> None:
     paused = await services.users(proxy.url(users_database)).start()
     other = stub_of(await services.users(users_database).start())
-    await stub_of(paused).CreateUser(create())
+    stub = stub_of(paused)
+    await stub.CreateUser(create())
     # It has the lock, and does not hear so before it is paused.
     fault = proxy.arm(WRITER, Action.HOLD_AFTER, sql_contains("FROM feed FOR UPDATE"))
     stuck = create()
-    calling = asyncio.ensure_future(stub_of(paused).CreateUser(stuck, timeout=patience))
+    calling = asyncio.ensure_future(stub.CreateUser(stuck, timeout=patience))
     await fault.happened()
     paused.send(signal.SIGSTOP)
     fault.release()
@@ -140,12 +141,17 @@ async def test_a_paused_writer_that_holds_the_feed_is_passed_by(
     before = await users_database.fetch("SELECT position, event_id FROM user_events ORDER BY position")
     assert len(before) == 2
 
+    asking = proxy.arm(f"{WRITER}-outcome", Action.HOLD_AFTER, sql_contains("pg_xact_status"))
     paused.send(signal.SIGCONT)
+    await asking.happened()
+    # On the caller's connection: that it has gone was sent before this call, and is known once this is answered.
+    await stub.GetFeed(users_pb2.GetFeedRequest())
+    asking.release()
     await paused.wait_log("asked for the outcome of a commit", outcome="aborted")
     if patience == 2:
         # Nobody waits for it: it writes nothing.
         assert await users_database.fetch("SELECT position, event_id FROM user_events ORDER BY position") == before
-        made = await stub_of(paused).CreateUser(stuck)
+        made = await stub.CreateUser(stuck)
     else:
         made = await calling
     assert made.username == stuck.user.username

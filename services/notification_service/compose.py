@@ -57,12 +57,8 @@ class Composer:
         """Raises InvalidConfigError, with a line per problem, if a rule's template cannot be used."""
         self.templates.check(self.needs())
 
-    def compose(self, event: users_pb2.UserEvent) -> list[Notification]:
-        """What an event becomes; nothing, if no rule matches it."""
-        return self.compose_all([event])
-
-    def compose_all(self, events: Sequence[users_pb2.UserEvent]) -> list[Notification]:
-        """What events become, one after the other. All that they say is rendered at once."""
+    def compose(self, events: Sequence[users_pb2.UserEvent]) -> list[Notification]:
+        """What events become, one after the other; nothing, if no rule matches. All they say is rendered at once."""
         plans: list[Plan] = []
         for event in events:
             if matching := [rule for rule in self.rules if rule.matches(event)]:

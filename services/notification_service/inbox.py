@@ -72,7 +72,7 @@ class Inbox:
 
         async def take(turn: Sequence[users_pb2.UserEvent]) -> list[Notification]:
             async with at_once:
-                return await asyncio.to_thread(self._composer.compose_all, turn)
+                return await asyncio.to_thread(self._composer.compose, turn)
 
         return [one for composed in await asyncio.gather(*map(take, turns)) for one in composed]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from itertools import islice
 
 from opentelemetry import trace
@@ -37,16 +36,10 @@ _tracer = trace.get_tracer(__name__)
 Spans = Mapping[str, Span]
 
 
-@cache
-def _enabled() -> bool:
-    """What the environment says, which is asked only once."""
-    return telemetry.enabled()
-
-
 @contextmanager
 def processing(events: Sequence[users_pb2.UserEvent]) -> Iterator[Spans]:
     """The spans of the sampled events of a batch."""
-    spans = _process_spans(events) if _enabled() else {}
+    spans = _process_spans(events) if telemetry.enabled() else {}
     try:
         yield spans
     except BaseException as error:
@@ -112,7 +105,7 @@ class Attempt:
 @contextmanager
 def attempt(leased: Leased) -> Iterator[Attempt]:
     """The span of one delivery attempt, if the change that it tells of is sampled."""
-    parent = telemetry.extract(leased.trace_parent, leased.trace_state) if _enabled() else Context()
+    parent = telemetry.extract(leased.trace_parent, leased.trace_state) if telemetry.enabled() else Context()
     if not trace.get_current_span(parent).get_span_context().trace_flags.sampled:
         yield Attempt(leased.trace_parent, leased.trace_state, trace.INVALID_SPAN)
         return

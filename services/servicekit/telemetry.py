@@ -35,8 +35,9 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 SAMPLED = contexts.create_key("sampled")
 
 
+@functools.cache
 def enabled() -> bool:
-    """Whether this process exports spans."""
+    """Whether this process exports spans. The environment is asked once."""
     return exporter_name("TRACES") != "none"
 
 
@@ -76,6 +77,7 @@ def resource(service: str) -> Resource:
     return ours.merge(OTELResourceDetector().detect())
 
 
+@functools.cache
 def draw() -> Callable[[], bool] | None:
     """What says of each new trace whether it is sampled, if the sampler goes by the parent and by a share of the rest;
     None if it is of another kind and must be asked.

@@ -7,10 +7,9 @@ trace of its own, links to each call that is sampled, and is linked from it. Wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -28,12 +27,6 @@ _SEND = {
 }
 
 _tracer = trace.get_tracer(__name__)
-
-
-@cache
-def _drawing() -> tuple[bool, Callable[[], bool] | None]:
-    """Whether spans are exported, and what draws the sampled traces: what the environment says, which is asked once."""
-    return telemetry.enabled(), telemetry.draw()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +53,10 @@ def sending_alone(trace_parent: str) -> Span | None:
     """`send user_events` of one event of an import, the root of a trace if it is sampled: each change has its own.
     Linked to the call, which may make millions, and is not asked whether these are sampled.
     """
-    enabled, draw = _drawing()
-    if not enabled or (draw is not None and not draw()):
+    if not telemetry.enabled():
+        return None
+    draw = telemetry.draw()
+    if draw is not None and not draw():
         return None
     caller = trace.get_current_span(telemetry.extract(trace_parent, "")).get_span_context()
     return _tracer.start_span(

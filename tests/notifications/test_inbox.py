@@ -190,8 +190,8 @@ def test_a_webhook_says_the_change(events: Events) -> None:
         rules.load(None), Templates(), lanes.writers(SENDER, (wanting.destination(), other.destination()))
     )
     event = events.updated(events.user("ada", labels={"b": "1", "a": "2"}), email="ada@new.example")
-    (notification,) = composer.compose(event)
-    assert composer.compose(event) == [notification]
+    (notification,) = composer.compose([event])
+    assert composer.compose([event]) == [notification]
     calls = [one for one in notification.deliveries if one.channel == "webhook"]
     assert [(one.target, one.idempotency_key) for one in calls] == [("http://a/", str(calls[0].id))]
     said = json.loads(calls[0].content)
@@ -209,7 +209,7 @@ def test_a_webhook_says_the_change(events: Events) -> None:
 
 def test_one_address_is_told_once(events: Events, composer: Composer) -> None:
     before = events.user("ada", email="Ada@example.com")
-    (notification,) = composer.compose(events.updated(before, email="ada@example.com"))
+    (notification,) = composer.compose([events.updated(before, email="ada@example.com")])
     assert [one.target for one in notification.deliveries] == ["Ada@example.com"]
 
 

@@ -212,13 +212,13 @@ def composer(ours: Links) -> Composer:
 
 def test_mails_that_can_be_switched_off_have_a_link(composer: Composer, ours: Links, events: Events) -> None:
     event = events.created("ada", locale="de-AT")
-    (notification,) = composer.compose(event)
-    assert composer.compose(event) == [notification]
+    (notification,) = composer.compose([event])
+    assert composer.compose([event]) == [notification]
     (delivery,) = notification.deliveries
     mail = Mail.decode(delivery.content)
     assert mail.unsubscribe_url == ours.url(uuid.UUID(event.user.id), "account", ADDRESS)
     assert f'<a href="{mail.unsubscribe_url}" style="color:inherit">Abbestellen</a>' in mail.html
-    (english,) = composer.compose(events.created("bob"))
+    (english,) = composer.compose([events.created("bob")])
     assert ">Unsubscribe</a>" in Mail.decode(english.deliveries[0].content).html
     # As what is sent: every attempt has the same.
     message = Message(ADDRESS, delivery.idempotency_key, delivery.content, datetime.now(UTC))
@@ -233,7 +233,7 @@ def test_mails_that_can_be_switched_off_have_a_link(composer: Composer, ours: Li
 
 
 def test_mandatory_mails_have_none(composer: Composer, events: Events) -> None:
-    (notification,) = composer.compose(events.updated(events.user("ada"), email="ada@new.example"))
+    (notification,) = composer.compose([events.updated(events.user("ada"), email="ada@new.example")])
     assert notification.category == "security"
     for delivery in notification.deliveries:
         mail = Mail.decode(delivery.content)
@@ -244,7 +244,7 @@ def test_mandatory_mails_have_none(composer: Composer, events: Events) -> None:
 
 def test_without_a_public_url_the_content_is_as_it_was(composer: Composer, events: Events) -> None:
     event = events.created("ada")
-    (notification,) = replace(composer, unsubscribe=no_link).compose(event)
+    (notification,) = replace(composer, unsubscribe=no_link).compose([event])
     content = notification.deliveries[0].content
     # A replica of the release before this reads it.
     assert b"unsubscribe" not in content.lower()
@@ -264,7 +264,7 @@ def test_each_address_has_a_link_of_its_own_and_the_app_none(ours: Links, events
         rules.load(write(tmp_path / "r.toml", text)), Templates(tmp_path), lanes.writers(SENDER, ()), ours.url
     )
     event = events.updated(events.user("ada"), email="ada@new.example")
-    (notification,) = composer.compose(event)
+    (notification,) = composer.compose([event])
     assert notification.body == "text\n"
     found = {one.target: Mail.decode(one.content) for one in notification.deliveries}
     assert found.keys() == {"ada@new.example", ADDRESS}

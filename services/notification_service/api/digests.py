@@ -77,7 +77,9 @@ class DigestService(digests_pb2_grpc.DigestServiceServicer):
                 if before.state != digests_pb2.Digest.OPEN or loop.time() > until:
                     break
                 await asyncio.sleep(_PAUSE)
-            log.info("a digest was flushed by a call", digest_id=str(identity), items=len(before.item_notification_ids))
+            if before.state == digests_pb2.Digest.CLOSED:
+                items = len(before.item_notification_ids)
+                log.info("a digest was flushed by a call", digest_id=str(identity), items=items)
         if before.state == digests_pb2.Digest.CANCELLED:
             raise errors.digest_cancelled(before.id, before.end_reason)
         return before

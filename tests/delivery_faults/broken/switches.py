@@ -52,12 +52,12 @@ def _dallies() -> None:
 
 
 def _break_composing(spoil: Callable[[Notification], Notification]) -> None:
-    compose = Composer.compose_all
+    compose = Composer.compose
 
     def broken(self: Composer, events: Sequence[users_pb2.UserEvent]) -> list[Notification]:
         return [spoil(one) for one in compose(self, events)]
 
-    put(Composer, "compose_all", broken)
+    put(Composer, "compose", broken)
 
 
 @_switch("Complete", "leaves out the last delivery of some notifications")
@@ -67,12 +67,12 @@ def _drops() -> None:
 
 @_switch("Complete", "makes nothing of some events")
 def _overlooks() -> None:
-    compose = Composer.compose_all
+    compose = Composer.compose
 
     def broken(self: Composer, events: Sequence[users_pb2.UserEvent]) -> list[Notification]:
         return compose(self, [event for event in events if not once_in(50)])
 
-    put(Composer, "compose_all", broken)
+    put(Composer, "compose", broken)
 
 
 @_switch("Dense", "skips positions")

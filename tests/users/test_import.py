@@ -281,7 +281,11 @@ class TestFlow:
         first = stub.ImportUsers()
         await first.write(Request(users=items(1)))
         await first.read()
-        processed, said = await broken(stub, cut(items(1)))
+        for _ in range(10):
+            processed, said = await broken(stub, cut(items(1)))
+            # If a call ends during a write, grpc.aio may say INTERNAL in place of what it ended with.
+            if said.code is not grpc.StatusCode.INTERNAL:
+                break
         assert (processed, said.code, said.reason) == (
             0, grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS",
         )  # fmt: skip
